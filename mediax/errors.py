@@ -1,0 +1,8 @@
+"""The error that a user can act on."""
+
+
+class InputError(Exception):
+    """Bad input: names the file, line or field, what was found, what was expected and what to do.
+
+    `mediax.main` prints the message alone, without a traceback, and exits with status 2.
+    """
