@@ -1,0 +1,75 @@
+"""THE schema of an example and of a batch: fields, dtypes, shapes, units, and what a missing value is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Batch = dict[str, Any]
+
+
+class Field(NamedTuple):
+    """One field of a batch; `shape` names its axes: B rows, H, W pixels, C channels, K classes, N boxes, R targets."""
+
+    dtype: str
+    shape: tuple[str, ...]
+    meaning: str
+    missing: str
+
+
+FIELDS: dict[str, Field] = {
+    "image": Field("float32", ("B", "H", "W", "C"), "intensities in [0, 1] before normalisation", "never"),
+    "valid": Field("bool", ("B",), "False on rows that only pad the batch", "never"),
+    "labels": Field("float32", ("B", "K"), "1 present, 0 absent, between them a soft label", "NaN"),
+    "target": Field("float32", ("B", "R"), "regression targets in their own unit (years, grade)", "NaN"),
+    "boxes": Field("float32", ("B", "N", "4"), "ymin, xmin, ymax, xmax as fractions of the image", "box_valid False"),
+    "box_labels": Field("int32", ("B", "N"), "class index of each box", "box_valid False"),
+    "box_valid": Field("bool", ("B", "N"), "False on boxes that only pad", "never"),
+    "masks": Field("uint8", ("B", "H", "W", "K"), "0 or 1, one channel per structure", "mask_valid False"),
+    "mask_valid": Field("bool", ("B", "K"), "False where a structure was not annotated", "never"),
+    "field_of_view": Field("uint8", ("B", "H", "W"), "1 where the camera saw the retina", "1 everywhere"),
+    "spacing_mm": Field("float32", ("B", "2"), "pixel spacing in mm (row, column)", "NaN"),
+}
+REQUIRED = ("image", "valid")
+HOST_FIELDS: dict[str, str] = {
+    "id": "identifies the image within its dataset",
+    "patient_id": "identifies the patient: groups of the bootstrap, unit of the splits",
+    "study_id": "identifies the study: groups of study-level protocols",
+}
+
+
+def check(batch: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the first field of `batch` that breaks the schema."""
+    sizes: dict[str, int] = {}
+    for name in REQUIRED:
+        if name not in batch:
+            raise ValueError(f"batch lacks the required field {name!r}")
+    for name, value in batch.items():
+        if name in HOST_FIELDS:
+            continue
+        if name not in FIELDS:
+            raise ValueError(f"batch has the unknown field {name!r}; known: {', '.join([*FIELDS, *HOST_FIELDS])}")
+        field = FIELDS[name]
+        if str(value.dtype) != field.dtype or len(value.shape) != len(field.shape):
+            raise ValueError(
+                f"batch field {name!r} is {value.dtype}{list(value.shape)}, expected {field.dtype}{list(field.shape)}"
+            )
+        for axis, size in zip(field.shape, value.shape):
+            if sizes.setdefault(axis, int(axis) if axis.isdigit() else size) != size:
+                raise ValueError(f"batch field {name!r}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+
+
+def device_fields(batch: Mapping[str, Any]) -> Batch:
+    """Keeps what goes to the device: the schema's arrays without the host-only fields."""
+    return {name: value for name, value in batch.items() if name in FIELDS}
+
+
+def stack(examples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stacks examples (same fields, same shapes) to a batch; keeps the fields of the schema alone."""
+    batch: Batch = {}
+    for name in examples[0]:
+        if name in HOST_FIELDS:
+            batch[name] = np.asarray([str(example[name]) for example in examples])
+        elif name in FIELDS:
+            batch[name] = np.stack([np.asarray(example[name], FIELDS[name].dtype) for example in examples])
+    return batch

@@ -1,0 +1,560 @@
+"""What all datasets share: finding the raw files, checking them, building ArrayRecord files with TFDS, reading records.
+
+A dataset is one file in `mediax/datasets`: `CLASSES`, `SOURCE`, a `Builder(builder.Builder)`, `phantom`, `classes`
+and `read`. Its Builder says where its files lie (`find`), what is annotated (`rows`) and, where the defaults do not
+fit, how one image becomes one record (`load`, `example`). Everything else is here.
+"""
+
+import abc
+import collections
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import errno
+import fcntl
+import functools
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import sys
+import typing
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mediax import catalog, images
+from mediax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from: all that a user without it needs to know. `tree` is the expected folder layout."""
+
+    title: str
+    homepage: str
+    licence: str
+    access: str
+    download_size: str
+    images: str
+    citation: str
+    tree: str
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """What is fixed when a dataset is built. A dataset with more such choices subclasses this with more fields.
+
+    `size` is the side of the square images in pixels, None keeps the files' own size; `aspect` is explained at
+    `images.Fit`; `encoding` is "png" (lossless) or "jpeg<quality>". With nothing of this chosen, 8-bit PNG and JPEG
+    files are stored byte for byte. A field annotated as Literal accepts only its values.
+
+    `name`, and so the folder of the built set, follows from the values that differ from their defaults:
+    `Config(size=320, aspect="crop")` is "320-crop", `Config()` is "native". So a default is part of the VERSION.
+    """
+
+    name: str = ""
+    size: int | None = None
+    aspect: Literal["stretch", "crop", "letterbox"] = "stretch"
+    encoding: str = "png"
+
+    def __post_init__(self):
+        for field in own_fields(self):
+            allowed, value = typing.get_args(field.type), getattr(self, field.name)
+            if typing.get_origin(field.type) is Literal and value not in allowed:
+                raise InputError(f"builder config: {field.name}={value!r}: {catalog.suggestion(value, allowed)}")
+        if self.size is not None and not (isinstance(self.size, int) and self.size > 0):
+            raise InputError(f"builder config: size={self.size!r}: expected a positive number of pixels, or None")
+        if self.encoding != "png":
+            images.jpeg_quality(self.encoding)
+        self.name = self.name or "-".join(str(value) for value in self.chosen().values()) or "native"
+
+    def chosen(self) -> dict[str, Any]:
+        """The values that differ from their defaults."""
+        values = [(field, getattr(self, field.name)) for field in own_fields(self)]
+        return {field.name: value for field, value in values if value != field.default}
+
+
+def own_fields(config: Config) -> list[dataclasses.Field]:
+    """The fields that mediax adds to those of TFDS's BuilderConfig."""
+    inherited = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    return [field for field in dataclasses.fields(config) if field.name not in inherited]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One image to come. `where` names the annotation that asks for it ("train.csv, line 17"), for error messages.
+
+    `image` is a file or decoded pixels u8[H,W,C]; `fields` are the record's other features, as `Builder.features` lists
+    them, or whatever a Builder's own `example` makes them from.
+    """
+
+    id: str
+    patient_id: str
+    image: Path | np.ndarray
+    where: str
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of every dataset's TFDS builder. Records hold `id`, `patient_id`, `image` (encoded) and `features()`.
+
+    A subclass sets SOURCE, VERSION and BUILDER_CONFIGS and defines `features`, `find` and `rows`; it may override
+    `load`, `example` and `download`. TFDS's name of the dataset is the name of its module.
+    """
+
+    SOURCE: Source
+    CHANNELS: int = 1  # 1 grey, 3 RGB
+    DTYPE: type = np.uint8  # np.uint16 for deep grey images
+    DISJOINT_PATIENTS = True  # False only where the official splits are known to share patients
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the raw files into --manual_dir."
+
+    def __init_subclass__(cls, **kwargs):
+        # TFDS's global registry would clash with its own datasets of the same names; modules are found by file name.
+        cls.name = cls.__module__.rpartition(".")[2]
+        super().__init_subclass__(skip_registration=True, **kwargs)
+
+    def __init__(
+        self,
+        *,
+        manual_dir: str | Path | None = None,
+        on_corrupt: Literal["error", "skip"] = "error",
+        workers: int | None = None,
+        **kwargs,
+    ):
+        """`manual_dir`, `on_corrupt` and `workers` are explained at `prepare`; the rest goes to TFDS."""
+        if on_corrupt not in ("error", "skip"):
+            raise InputError(f'on_corrupt={on_corrupt!r}: expected "error" or "skip"')
+        self._manual_dir = Path(manual_dir).expanduser() if manual_dir else None
+        self._on_corrupt = on_corrupt
+        self._workers = workers or min(32, len(os.sched_getaffinity(0)))
+        self._planned = self._done = self._bytes = 0
+        super().__init__(file_format="array_record", **kwargs)
+
+    @abc.abstractmethod
+    def features(self) -> dict[str, Any]:
+        """The TFDS features of a record besides id, patient_id and image; masks are Images of their own here."""
+
+    @abc.abstractmethod
+    def find(self, folder: Path) -> Any:
+        """Looks for the raw data in one folder; returns what `rows` needs to read it, or None if it is not there."""
+
+    @abc.abstractmethod
+    def rows(self, found: Any) -> Mapping[str, Sequence[Row]]:
+        """Reads the annotations: the rows of each split. Empty splits are left out of the built set."""
+
+    def download(self, manager: tfds.download.DownloadManager) -> Any:
+        """Downloads the raw data where its owner lets anybody do so; returns what `find` does, None if it cannot."""
+        del manager
+        return None
+
+    def load(self, row: Row) -> np.ndarray:
+        """The pixels of a row, u8[H,W,C] or u16[H,W,C] before fitting. Runs in a thread."""
+        return row.image if isinstance(row.image, np.ndarray) else images.read(row.image, channels=self.CHANNELS)
+
+    def example(self, row: Row) -> dict[str, Any]:
+        """The record of a row without its ids. Runs in a thread. Override it where masks or boxes follow the image."""
+        pixels = self.load(row)
+        if (
+            self.builder_config.size is None
+            and isinstance(row.image, Path)
+            and "encoding" not in self.builder_config.chosen()
+        ):
+            data = row.image.read_bytes()
+            if images.is_plain(data, self.CHANNELS):
+                return {"image": data, **row.fields}
+        return {"image": self.encode(self.fit(pixels).image(pixels)), **row.fields}
+
+    def fit(self, pixels: np.ndarray) -> images.Fit:
+        """How the builder config fits an image [H,W,C]: apply it to the image, its masks and its boxes."""
+        return images.Fit(*pixels.shape[:2], self.builder_config.size, self.builder_config.aspect)
+
+    def encode(self, pixels: np.ndarray) -> bytes:
+        """Encodes [H,W,C] as the builder config asks."""
+        return images.encode(pixels, self.builder_config.encoding)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=self.DTYPE)
+        names = {"id": tfds.features.Text(), "patient_id": tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=sys.modules[type(self).__module__].__doc__ or self.SOURCE.title,
+            features=tfds.features.FeaturesDict({**names, "image": image, **self.features()}),
+            homepage=self.SOURCE.homepage,
+            citation=self.SOURCE.citation,
+            license=self.SOURCE.licence,
+            metadata=tfds.core.MetadataDict(skipped=[]),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits = {split: rows for split, rows in self.rows(self._locate(dl_manager)).items() if rows}
+        if not splits:
+            raise InputError(
+                f"{self.name}: the annotations hold no image for the builder config {self.builder_config.name!r}"
+            )
+        check_ids(splits, disjoint_patients=self.DISJOINT_PATIENTS)
+        check_files(splits, self._workers)
+        self._planned = sum(map(len, splits.values()))
+        return {split: self._generate_examples(split, rows) for split, rows in splits.items()}
+
+    def _generate_examples(self, split, rows):
+        skipped: list[str] = []
+        for row, example in zip(rows, in_order(self._try_example, rows, self._workers)):
+            if example is None:
+                skipped.append(row.id)
+                continue
+            self._done, self._bytes = self._done + 1, self._bytes + len(example["image"])
+            yield row.id, {"id": row.id, "patient_id": row.patient_id, **example}
+        if skipped:
+            logging.warning(
+                "%s: left out %d corrupt of %d images of split %s", self.name, len(skipped), len(rows), split
+            )
+            self.info.metadata["skipped"] += skipped
+        if len(skipped) == len(rows):
+            raise InputError(f"{self.name}: all {len(rows)} images of the split {split!r} are corrupt")
+
+    def _try_example(self, row: Row) -> dict[str, Any] | None:
+        try:
+            return self.example(row)
+        except images.CorruptImageError as error:
+            if self._on_corrupt == "skip":
+                return None
+            raise InputError(
+                f"{error}\n  asked for by: {row.where}\n"
+                f'  Replace the file, or leave such images out: on_corrupt="skip".'
+            ) from error
+
+    def _locate(self, manager) -> Any:
+        folders = [self._manual_dir / self.name, self._manual_dir] if self._manual_dir else []
+        for folder in folders:
+            if folder.is_dir() and (found := self.find(folder)) is not None:
+                return found
+        if (downloaded := self.download(manager)) is not None:
+            return downloaded
+        source, looked = self.SOURCE, ", ".join(map(str, folders)) or "nowhere, for --manual_dir is not given"
+        tree = "\n".join(f"      {line}" for line in source.tree.strip("\n").splitlines())
+        raise InputError(
+            f"{self.name}: the raw data of {source.title} is missing.\n"
+            f"  looked in:  {looked}\n"
+            f"  get it:     {source.homepage} ({source.access})\n"
+            f"  licence:    {source.licence}\n"
+            f"  size:       {source.download_size}, {source.images}\n"
+            f"  expected, in the first of these folders:\n{tree}\n"
+            f"  To try the program without it, on generated images, add `:phantom` to the config:"
+            f" --config=configs/<config>.py:phantom"
+        )
+
+    def is_prepared(self) -> bool:
+        """Whether the set is built: TFDS renames a finished set to its folder, so it is there whole or not at all."""
+        return (self.data_path / "dataset_info.json").exists()
+
+    def _log_download_bytes(self):  # instead of TFDS's words, which speak of downloads
+        logging.info("%s: building %s", self.name, self.data_path)
+
+    def _log_download_done(self):
+        logging.info("%s: built %d images", self.name, self._done)
+
+    def clean(self) -> None:
+        """Removes what killed builds left behind; call it only while holding the lock of `prepare`."""
+        for leftover in self.data_path.parent.glob(f"incomplete.*_{self.data_path.name}"):
+            shutil.rmtree(leftover)
+
+    def disk_full(self) -> InputError:
+        """Words a full disk: where, and how much the build needs."""
+        free = shutil.disk_usage(existing_parent(self.data_path)).free
+        # TFDS shuffles through temporary files in the same folder, so both copies exist for a while.
+        needed = 2 * self._bytes * self._planned / self._done if self._done else 0
+        estimate = f"about {needed / 1e9:.3g} GB" if needed else "more than that"
+        return InputError(
+            f"{self.name}: the disk of {self.data_path.parent} is full: {free / 1e9:.3g} GB free, the build needs "
+            f"{estimate} ({self._planned} images, {self._done} encoded so far). Free some space, choose another "
+            f"--data_dir, a smaller size or a JPEG encoding. Nothing half-built is kept."
+        )
+
+
+def prepare(
+    dataset: str | ModuleType,
+    *,
+    data_dir: str | Path,
+    manual_dir: str | Path | None = None,
+    builder_config: str | Mapping[str, Any] | Config | None = None,
+    build: bool = True,
+    on_corrupt: Literal["error", "skip"] = "error",
+    workers: int | None = None,
+) -> Path:
+    """Builds a dataset once and returns the folder of the built set; a later call finds it there.
+
+    Builds are atomic: a killed or failed build leaves nothing that a later call would take for a built set. Processes
+    that ask for the same set at the same time wait for the first one.
+
+    Args:
+      dataset: name of a module in `mediax/datasets`, or the module itself.
+      data_dir: where built sets lie, `<data_dir>/<dataset>/<builder config>/<version>`.
+      manual_dir: where raw files lie, in `<manual_dir>/<dataset>` or directly; needed for the first build alone.
+      builder_config: a named config of the dataset, its values as a mapping, a Config, or None for the default.
+      build: False only looks for a built set.
+      on_corrupt: "error" stops at an image that cannot be decoded; "skip" leaves it out, counts it and reports the
+        number; the ids are kept in the built set's metadata.
+      workers: threads that decode, by default one per core.
+
+    Raises:
+      InputError: raw data missing, inconsistent or corrupt; disk full; unknown builder config.
+    """
+    module = catalog.load("datasets", dataset) if isinstance(dataset, str) else dataset
+    config = choose_config(module.Builder, builder_config)
+    make = functools.partial(
+        module.Builder,
+        data_dir=Path(data_dir).expanduser(),
+        config=config,
+        manual_dir=manual_dir,
+        on_corrupt=on_corrupt,
+        workers=workers,
+    )
+    builder = make()
+    if not builder.is_prepared():
+        if not build:
+            raise InputError(f"{builder.name}: no built set at {builder.data_path}; build it first")
+        with _lock(builder.data_path.parent):
+            _build(make())
+    return Path(builder.data_path)
+
+
+def _build(builder: Builder) -> None:
+    if builder.is_prepared():  # another process built it while this one waited for the lock
+        return
+    builder.clean()
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except Exception as error:
+        # ArrayRecord's writer is C++ and reports a full disk in words only; TFDS wraps errors and drops their numbers.
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise builder.disk_full() from error
+        raise
+
+
+def choose_config(builder: type[Builder], chosen: str | Mapping[str, Any] | Config | None = None) -> Config:
+    """The builder config that a user names, gives by values or leaves to the default; InputError for an unknown one."""
+    named = {config.name: config for config in builder.BUILDER_CONFIGS}
+    default = builder.BUILDER_CONFIGS[0]
+    if chosen is None:
+        return default
+    if isinstance(chosen, str):
+        if chosen not in named:
+            raise InputError(f"{builder.name} has no builder config {chosen!r}: {catalog.suggestion(chosen, named)}")
+        return named[chosen]
+    if isinstance(chosen, Mapping):
+        valid = [field.name for field in own_fields(default)]
+        for field in chosen:
+            if field not in valid:
+                raise InputError(f"builder config of {builder.name}: no {field!r}: {catalog.suggestion(field, valid)}")
+        chosen = type(default)(**chosen)
+    return named.get(chosen.name, chosen)  # TFDS wants its own object where the values are those of a named config
+
+
+class Records(Sequence):
+    """Random access to the records of one split of a built set: what `read` of a dataset module takes.
+
+    A record is a dict; images are encoded bytes, texts str, the rest NumPy. Pickled it is a folder and a split, and it
+    opens the files where it is used: cheap for grain's worker processes. It needs no dataset module to read.
+    `split` is in TFDS's language: "train", "train+tuning", "train[:10%]".
+    """
+
+    def __init__(self, directory: str | Path, split: str):
+        self.directory = str(directory)
+        self.split = split
+        skipped = self._builder.info.metadata.get("skipped", []) if self._builder.info.metadata else []
+        if skipped:
+            logging.warning("%s: built without %d corrupt images", self.directory, len(skipped))
+        len(self)  # opens the files now, so that an unknown split is reported here and not in a worker
+
+    def __getstate__(self):
+        return {"directory": self.directory, "split": self.split}
+
+    @functools.cached_property
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        return tfds.builder_from_directory(self.directory)
+
+    def _names(self, kind: type) -> list[str]:
+        return [name for name, feature in self._builder.info.features.items() if isinstance(feature, kind)]
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        return self._names(tfds.features.Text)
+
+    @functools.cached_property
+    def _source(self) -> Sequence:
+        undecoded = dict.fromkeys(self._names(tfds.features.Image), tfds.decode.SkipDecoding())
+        try:
+            return self._builder.as_data_source(split=self.split, decoders=undecoded)
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.directory} has no split {self.split!r}: it holds {', '.join(self._builder.info.splits)}. "
+                f"If the raw data was incomplete when this set was built, delete the folder and build it again."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        record = self._source[index]
+        return record | {name: record[name].decode() for name in self._texts}
+
+    def __repr__(self) -> str:
+        return f"Records({self.directory!r}, {self.split!r})"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """All features but the images, as lists over the records, in their order."""
+        names = [name for name in self._builder.info.features if name not in self._names(tfds.features.Image)]
+        rows = [[record[name] for name in names] for record in self]
+        return {name: [row[column] for row in rows] for column, name in enumerate(names)}
+
+
+def source(dataset: str | ModuleType, *, split: str, **options) -> Records:
+    """The records of one split of a dataset, built first if need be; the options are those of `prepare`."""
+    return Records(prepare(dataset, **options), split)
+
+
+def held_out(patient_id: str, share: float, *, salt: str) -> bool:
+    """The rule of every derived split: whether a patient belongs to the held-out `share`.
+
+    It holds for a patient if the first 64 bits of SHA-256("<salt>/<patient_id>"), as a fraction of 2**64, lie below
+    `share`. So it does not depend on the order or number of patients.
+    """
+    digest = hashlib.sha256(f"{salt}/{patient_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def read_table(
+    path: Path, *, required: Iterable[str] = (), header: Sequence[str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (where, row) for every line of a CSV file, gzipped or not; rows map stripped names to stripped strings.
+
+    Nothing is converted: "", "0.0", "-1" stay what they are. `header` replaces the file's first line where that is
+    malformed.
+
+    Raises:
+      InputError: a required column is missing, or a line has more or fewer cells than the header.
+    """
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        names = [name.strip() for name in next(lines, [])]
+        names = list(header or names)
+        if missing := [name for name in required if name not in names]:
+            raise InputError(f"{path}: columns {missing} are missing; found {names}")
+        for cells in lines:
+            where = f"{path}, line {lines.line_num}"
+            if len(cells) != len(names) and any(cell.strip() for cell in cells):
+                raise InputError(f"{where}: {len(cells)} cells, the header has {len(names)}; is the file complete?")
+            if cells:
+                yield where, {name: cell.strip() for name, cell in zip(names, cells)}
+
+
+def number(where: str, row: Mapping[str, str], column: str) -> float:
+    """A number of a table's row: NaN where the column is blank or absent, InputError where it is no number."""
+    try:
+        return float(row.get(column) or "nan")
+    except ValueError as error:
+        raise InputError(f"{where}: {column} is {row[column]!r}, expected a number or nothing") from error
+
+
+def write_table(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, final_newline: bool = True
+) -> None:
+    """Writes a CSV file as the phantoms need it; keys of a row that are no columns are left out."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.getvalue() if final_newline else text.getvalue().rstrip("\n"))
+
+
+def head(path: str | Path, size: int = 64) -> bytes:
+    """The first bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def check_ids(splits: Mapping[str, Sequence[Row]], *, disjoint_patients: bool) -> None:
+    """Raises InputError if an id occurs twice, or a patient in two splits (unless the dataset is known for it)."""
+    seen: dict[str, str] = {}
+    homes: dict[str, tuple[str, str]] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if row.id in seen:
+                raise InputError(
+                    f"{row.where}: image {row.id!r} was listed before, by {seen[row.id]}; keep one of them"
+                )
+            seen[row.id] = row.where
+            home, where = homes.setdefault(row.patient_id, (split, row.where))
+            if home != split and disjoint_patients:
+                raise InputError(
+                    f"{row.where}: its patient is in the split {split!r} and, by {where}, in {home!r} too; "
+                    f"a patient may be in one split only: correct the annotation files"
+                )
+
+
+def check_files(splits: Mapping[str, Sequence[Row]], workers: int) -> None:
+    """Raises InputError if an annotated image file is absent, before hours are spent on the others."""
+    rows = [row for split in splits.values() for row in split if isinstance(row.image, Path)]
+    exists = in_order(lambda row: row.image.is_file(), rows, workers)
+    absent = [row for row, present in zip(rows, exists) if not present]
+    if absent:
+        raise InputError(
+            f"{absent[0].where}: the image {absent[0].image} is absent, as are {len(absent)} of {len(rows)} annotated "
+            f"images in all. Complete the download, or remove the lines of absent images from the annotation file."
+        )
+
+
+def in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """Maps in threads, with few items under way at a time, and yields the results in the order of the items."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque = collections.deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 4 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def reachable(url: str, timeout: float = 5.0) -> bool:
+    """Whether a URL answers; asked first, because TFDS retries for minutes where there is no network."""
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout),
+    ):
+        return True
+    return False
+
+
+def existing_parent(path: str | Path) -> Path:
+    """The nearest folder above that exists."""
+    path = Path(path)
+    return path if path.is_dir() else existing_parent(path.parent)
+
+
+@contextlib.contextmanager
+def _lock(folder: str | Path) -> Iterator[None]:
+    """Holds `folder` against other processes; the operating system frees it when the process ends in any way."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = (Path(folder) / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--data_dir: cannot write to {folder}: {error.strerror}; choose another folder") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

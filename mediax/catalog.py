@@ -1,0 +1,33 @@
+"""The catalog: a name in a config is a file name in one of the four folders."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+
+from mediax.errors import InputError
+
+FOLDERS = ("datasets", "backbones", "heads", "tasks")
+
+
+def names(folder: str) -> tuple[str, ...]:
+    """Lists the modules of `mediax/<folder>/` in alphabetical order."""
+    package = importlib.import_module(f"mediax.{folder}")
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Imports `mediax/<folder>/<name>.py`; raises InputError with the valid names for a typo."""
+    valid = names(folder)
+    if name not in valid:
+        raise InputError(f"{folder} has no {name!r}: {suggestion(name, valid)}")
+    return importlib.import_module(f"mediax.{folder}.{name}")
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """Words a correction: the closest valid name first, then all of them."""
+    valid = sorted(map(str, valid))
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"{guess}Valid: {', '.join(valid) or 'none'}."

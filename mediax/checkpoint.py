@@ -1,0 +1,93 @@
+"""Checkpoints: the state, the place in every data stream and the config, written by Orbax.
+
+Two folders lie side by side: `latest` to resume from, `best` by the validation metric. Orbax writes to a temporary
+name and renames, so a kill at any moment leaves the checkpoint before it whole.
+"""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mediax.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints of one kind (`latest` or `best`) under a run's folder."""
+
+    def __init__(self, workdir: Path, kind: str, *, keep: int = 1):
+        self.folder = Path(workdir).absolute() / "checkpoints" / kind
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise write_error(self.folder, error) from None
+
+    def latest_step(self) -> int | None:
+        """Gives the step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, progress: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Copies the state from the devices and writes it in the background; a step that is there is kept."""
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(dict(progress)),
+            config=ocp.args.JsonSave(dict(config)),
+        )
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:
+            raise write_error(self.folder, error) from error
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint (the newest, if no step is given) into the shapes and shardings of `abstract_state`."""
+        step = self.latest_step() if step is None else step
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:
+            raise InputError(
+                f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
+                "another model or is damaged: give another --workdir, or delete this folder to go back to the one before."
+            ) from error
+        return restored.state, restored.progress
+
+    def config(self) -> dict[str, Any]:
+        """Reads the config that the newest checkpoint was trained with."""
+        step = self.latest_step()
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise write_error(self.folder, error) from error
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads."""
+        self.wait()
+        self._manager.close()
+
+
+def abstract(state: Any, shardings: Any) -> Any:
+    """Describes a state by shapes, dtypes and shardings, which is what a restore needs."""
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), state, shardings
+    )
+
+
+def write_error(path: Path, error: Exception) -> InputError:
+    """Words a failed write; a full disk gets its own advice."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    advice = "the disk is full: free some space, then give the same command again" if full else _first_line(error)
+    return InputError(f"{path}: cannot write: {advice}. The last whole checkpoint is untouched.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

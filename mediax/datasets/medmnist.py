@@ -1,0 +1,213 @@
+"""MedMNIST v2: small standardised medical images, 28x28, with official splits; one builder config per subset ("flag").
+
+Yang et al., "MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical image classification",
+Scientific Data 10, 41 (2023). Cite the source of a subset too: Kermany et al., Cell 172 (2018) for pneumoniamnist;
+Wang et al., CVPR 2017 for chestmnist; DeepDRiD, Liu et al., Patterns 3 (2022) for retinamnist.
+
+Splits: the official train, validation (`val` in the files) and test. The files name no patients, so every image counts
+as a patient of its own: that the splits share none is the publishers' claim and cannot be checked here, and bootstrap
+intervals by patient are intervals by image.
+"""
+
+import dataclasses
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mediax import builder, images
+from mediax.errors import InputError
+from mediax.phantoms import chest
+
+
+class Subset(NamedTuple):
+    """One flag: its task in MedMNIST's words, its classes in the order of the file's labels, channels, MD5 of the file.
+
+    A binary subset has one class, the finding that label 1 stands for; an ordinal one has a class for each grade.
+    """
+
+    task: Literal["binary-class", "multi-label", "ordinal-regression"]
+    classes: tuple[str, ...]
+    channels: int
+    md5: str
+
+
+# From MedMNIST's own info.py; another subset is another entry here.
+SUBSETS = {
+    "pneumoniamnist": Subset("binary-class", ("Pneumonia",), 1, "28209eda62fecd6e6a2d98b1501bb15f"),
+    "chestmnist": Subset(
+        "multi-label",
+        (
+            "Atelectasis",
+            "Cardiomegaly",
+            "Pleural Effusion",
+            "Infiltration",
+            "Mass",
+            "Nodule",
+            "Pneumonia",
+            "Pneumothorax",
+            "Consolidation",
+            "Edema",
+            "Emphysema",
+            "Pulmonary Fibrosis",
+            "Pleural Thickening",
+            "Hernia",
+        ),
+        1,
+        "02c8a6516a18b556561a56cbdd36c4a8",
+    ),
+    "retinamnist": Subset(
+        "ordinal-regression",
+        (
+            "No Diabetic Retinopathy",
+            "Mild Diabetic Retinopathy",
+            "Moderate Diabetic Retinopathy",
+            "Severe Diabetic Retinopathy",
+            "Proliferative Diabetic Retinopathy",
+        ),
+        3,
+        "bd4c0672f1bba3e3a89f0e4e876791e4",
+    ),
+}
+CLASSES = tuple(dict.fromkeys(name for subset in SUBSETS.values() for name in subset.classes))
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+URL = "https://zenodo.org/records/10519652/files/{flag}.npz?download=1"
+
+SOURCE = builder.Source(
+    title="MedMNIST v2",
+    homepage="https://zenodo.org/records/10519652",
+    licence="CC BY 4.0",
+    access="open; downloaded automatically where there is a network",
+    download_size="4 MB (pneumoniamnist), 82 MB (chestmnist), 3 MB (retinamnist)",
+    images="5,856, 112,120 and 1,600 images",
+    citation="Yang et al., Scientific Data 10, 41 (2023), doi:10.1038/s41597-022-01721-8",
+    tree="pneumoniamnist.npz  (or chestmnist.npz, retinamnist.npz: <flag>.npz)",
+)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Config(builder.Config):
+    """Adds the subset, as MedMNIST calls it."""
+
+    flag: Literal["pneumoniamnist", "chestmnist", "retinamnist"]
+
+
+class Builder(builder.Builder):
+    """Builds records with `labels` i8[K], 0 or 1; an ordinal subset's hold its grade, 0 to K-1, as `grade` too."""
+
+    SOURCE = SOURCE
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(Config(flag=flag) for flag in SUBSETS)
+
+    @property
+    def subset(self) -> Subset:
+        return SUBSETS[self.builder_config.flag]
+
+    @property
+    def CHANNELS(self) -> int:  # a value of the base class that depends on the subset here
+        return self.subset.channels
+
+    def features(self):
+        features = {"labels": tfds.features.Tensor(shape=(len(self.subset.classes),), dtype=np.int8)}
+        return features | ({"grade": np.int32} if self.subset.task == "ordinal-regression" else {})
+
+    def find(self, folder):
+        path = folder / f"{self.builder_config.flag}.npz"
+        return path if path.is_file() else None
+
+    def download(self, manager):
+        url = URL.format(flag=self.builder_config.flag)
+        if not builder.reachable(url):
+            return None
+        path = Path(manager.download(url))
+        found = hashlib.md5(path.read_bytes()).hexdigest()
+        if found != self.subset.md5:
+            raise InputError(
+                f"{path}: downloaded from {url} with MD5 {found}, expected {self.subset.md5}; delete it, try again"
+            )
+        return path
+
+    def rows(self, path):
+        arrays = read_arrays(path)
+        return {split: list(self.split_rows(path, key, arrays)) for split, key in SPLITS.items()}
+
+    def split_rows(self, path: Path, key: str, arrays: Mapping[str, np.ndarray]):
+        for index, (image, label) in enumerate(zip(arrays[f"{key}_images"], arrays[f"{key}_labels"])):
+            name, where = f"{key}_{index:06d}", f"{path}, {key}_images[{index}]"
+            pixels = image.reshape(*image.shape[:2], -1)
+            if pixels.shape[2] != self.subset.channels:
+                raise InputError(f"{where}: {pixels.shape[2]} channels, expected {self.subset.channels}")
+            yield builder.Row(name, name, pixels, where, self.targets(where, label.reshape(-1).astype(int)))
+
+    def targets(self, where: str, label: np.ndarray) -> dict[str, Any]:
+        """The features of one row of labels."""
+        ordinal, count = self.subset.task == "ordinal-regression", len(self.subset.classes)
+        if len(label) != (1 if ordinal else count) or label.min() < 0 or label.max() >= (count if ordinal else 2):
+            raise InputError(
+                f"{where}: label {label.tolist()} does not fit the {count} classes of {self.builder_config.flag}"
+            )
+        if ordinal:
+            return {"labels": np.eye(count, dtype=np.int8)[label[0]], "grade": label[0]}
+        return {"labels": label.astype(np.int8)}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads `{train,val,test}_{images,labels}` of a MedMNIST file; raises InputError if it is not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no readable npz file ({error}); download it again") from error
+    for key in SPLITS.values():
+        for name in (f"{key}_images", f"{key}_labels"):
+            if name not in arrays:
+                raise InputError(f"{path}: no array {name!r}; found {', '.join(sorted(arrays)) or 'none'}")
+            if arrays[name].dtype.kind not in "iu" or (name.endswith("images") and arrays[name].dtype != np.uint8):
+                raise InputError(f"{path}: {name} is {arrays[name].dtype}; expected uint8")
+        if len(arrays[f"{key}_images"]) != len(arrays[f"{key}_labels"]):
+            raise InputError(f"{path}: {key} has not as many images as labels")
+    return arrays
+
+
+def classes(config=None, **_) -> tuple[str, ...]:
+    """The classes of `read`'s labels: those of the builder config's subset (default: pneumoniamnist)."""
+    return SUBSETS[builder.choose_config(Builder, config).flag].classes
+
+
+def read(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns a record into an example: image u8[H,W,C], labels f32[K]; of an ordinal subset target f32[1], the grade."""
+    grade = {"target": np.float32([example["grade"]])} if "grade" in example else {}
+    return {
+        "image": images.decode(example["image"]),
+        "labels": example["labels"].astype(np.float32),
+        "id": example["id"],
+        "patient_id": example["patient_id"],
+        **grade,
+    }
+
+
+def phantom(
+    root: Path, *, seed: int = 0, train: int = 160, validation: int = 32, test: int = 48, workers: int = 2
+) -> None:
+    """Writes a `pneumoniamnist.npz` under `root` from generated radiographs: consolidation stands for pneumonia."""
+    arrays = {}
+    for number, (key, count) in enumerate({"train": train, "val": validation, "test": test}.items()):
+        rng = np.random.default_rng([seed, number])
+        # As in the original, about three images in four show pneumonia; both labels occur from the second image on.
+        labels = np.append(np.array([1, 0]), rng.random(max(0, count - 2)) < 0.74)[:count].astype(np.uint8)
+        seeds = rng.integers(2**31, size=count)
+        drawn = builder.in_order(lambda job: phantom_image(*job), zip(seeds, labels), workers)
+        arrays |= {f"{key}_images": np.stack(list(drawn)), f"{key}_labels": labels[:, None]}
+    Path(root).mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(Path(root) / "pneumoniamnist.npz", **arrays)
+
+
+def phantom_image(seed: int, pneumonia: int) -> np.ndarray:
+    """A radiograph u8[28,28], drawn at 112x112 and averaged as the original images were."""
+    image = chest.frontal(int(seed), findings={"Consolidation"} if pneumonia else (), size=112).image
+    return images.to_uint8(cv2.resize(image, (28, 28), interpolation=cv2.INTER_AREA))

@@ -1,0 +1,161 @@
+"""Evaluation: every row of a split exactly once through the model, then the task's metrics under a protocol."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mediax import protocols, sharding
+from mediax.batch import HOST_FIELDS, Batch, device_fields
+from mediax.errors import InputError
+from mediax.metrics import Metric
+from mediax.model import Model, Tree
+
+PICTURES = 64  # rows of a split that are kept for sample pictures
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split to evaluate: `batches()` yields it once; `calibrate_on` names the evaluation that fixes thresholds."""
+
+    name: str
+    dataset: str
+    split: str
+    protocol: protocols.Protocol
+    tasks: Mapping[str, Any]
+    batches: Callable[[], Iterator[Batch]]
+    size: int
+    calibrate_on: str
+    during_training: bool
+    phantom: bool = False
+
+
+class Collected(NamedTuple):
+    """A whole split on the host: per task its predictions and targets, the ids, the mean loss, a few images."""
+
+    predictions: dict[str, dict[str, np.ndarray]]
+    targets: dict[str, dict[str, np.ndarray]]
+    host: dict[str, np.ndarray]
+    loss: float
+    images: np.ndarray
+
+
+class Score(NamedTuple):
+    """The figures of one task on one split under one protocol."""
+
+    evaluation: Evaluation
+    task: str
+    metrics: list[Metric]
+
+
+def make_predict_step(model: Model, tasks: Mapping[str, Any], mesh: Mesh) -> Callable[..., Tree]:
+    """Builds the jitted step (params, batch_stats, batch) -> predictions, targets and loss sums of each task."""
+
+    def predict_step(params: Tree, batch_stats: Tree, batch: Batch) -> Tree:
+        outputs, _ = model.forward(tasks, params, batch_stats, batch, key=jax.random.key(0))
+        return {
+            name: {
+                "predictions": task.predict(outputs[name], batch),
+                "targets": task.targets(batch),
+                "loss": task.loss(outputs[name], batch, 1.0)[0],
+                "count": task.count(batch),
+            }
+            for name, task in tasks.items()
+        }
+
+    # Whole copies on every device, so that each process sees the rows of all.
+    return jax.jit(predict_step, out_shardings=sharding.replicated(mesh))
+
+
+def collect(
+    predict_step: Callable[..., Tree], variables: tuple[Tree, Tree], evaluation: Evaluation, mesh: Mesh, progress=None
+) -> Collected:
+    """Runs a split through the model and brings the valid rows to the host, in the order of the source."""
+    outputs, hosts, valids, images, seen = [], [], [], [], 0
+    for batch in evaluation.batches():
+        host = {name: batch[name] for name in HOST_FIELDS if name in batch}
+        if len(images) * batch["image"].shape[0] < PICTURES:
+            images.append(batch["image"][batch["valid"]])
+        outputs.append(jax.device_get(predict_step(*variables, sharding.to_device(device_fields(batch), mesh))))
+        hosts.append({name: _gather(values) for name, values in host.items()})
+        valids.append(_gather(batch["valid"]))
+        seen += int(valids[-1].sum())
+        if progress:
+            progress(seen, evaluation.size)
+    valid = np.concatenate(valids)
+    rows = lambda kind, task: {  # noqa: E731
+        name: np.concatenate([output[task][kind][name] for output in outputs])[valid] for name in outputs[0][task][kind]
+    }
+    loss = sum(
+        sum(output[task]["loss"] for output in outputs) / max(sum(output[task]["count"] for output in outputs), 1.0)
+        for task in evaluation.tasks
+    )
+    return Collected(
+        predictions={task: rows("predictions", task) for task in evaluation.tasks},
+        targets={task: rows("targets", task) for task in evaluation.tasks},
+        host={name: np.concatenate([host[name] for host in hosts])[valid] for name in hosts[0]},
+        loss=float(loss),
+        images=np.concatenate(images)[:PICTURES],
+    )
+
+
+def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[str, Any]]:
+    """Lets every task fix its thresholds on this split's cases."""
+    calibration = {}
+    for name, task in evaluation.tasks.items():
+        predictions, targets, _ = _cases(evaluation, collected, name)
+        calibration[name] = task.calibrate(predictions, targets)
+    return calibration
+
+
+def score(
+    evaluation: Evaluation, collected: Collected, calibration: Mapping[str, Mapping[str, Any]], *, resamples: int
+) -> list[Score]:
+    """Computes every task's metrics on the protocol's cases, with `resamples` bootstrap draws (0 = no interval)."""
+    scores = []
+    for name, task in evaluation.tasks.items():
+        predictions, targets, groups = _cases(evaluation, collected, name)
+        known = set(getattr(task, "classes", ()))
+        if missing := set(evaluation.protocol.classes) - known:
+            raise InputError(
+                f"protocol {evaluation.protocol.name!r} needs the classes {sorted(missing)}, which task {name!r} lacks"
+            )
+        metrics = task.metrics(
+            predictions,
+            targets,
+            classes=evaluation.protocol.classes,
+            calibration=calibration[name],
+            groups=groups,
+            resamples=resamples,
+        )
+        scores.append(Score(evaluation, name, metrics))
+    return scores
+
+
+def without_intervals(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Picks the evaluations that run during training, each calibrated on itself."""
+    return {
+        name: replace(evaluation, calibrate_on=name)
+        for name, evaluation in evaluations.items()
+        if evaluation.during_training
+    }
+
+
+def _cases(evaluation: Evaluation, collected: Collected, task: str):
+    return protocols.cases(evaluation.protocol, collected.predictions[task], collected.targets[task], collected.host)
+
+
+def _gather(values: np.ndarray) -> np.ndarray:
+    """Joins the rows of all processes in the order of their ranks."""
+    if jax.process_count() == 1:
+        return values
+    if values.dtype.kind == "U":
+        width = int(multihost_utils.process_allgather(np.asarray(values.itemsize // 4)).max())
+        codes = values.astype(f"U{width}").view(np.uint32).reshape(len(values), width)
+        joined = np.asarray(multihost_utils.process_allgather(codes, tiled=True), np.uint32)
+        return np.ascontiguousarray(joined).view(f"U{width}").reshape(-1)
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))

@@ -1,0 +1,458 @@
+"""The composition root: a config becomes parts, tasks, streams, schedule and optimizer. Only this file reads its keys."""
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from mediax import builder, catalog, data, optimizer, pretrained, protocols, schedule, sharding
+from mediax.batch import Batch
+from mediax.errors import InputError
+from mediax.evaluate import Evaluation
+from mediax.model import Model, Tree, part
+from mediax.train import Stream, Training
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every key that a config may have, with its default; dicts marked OPEN take any key.
+OPEN = object()
+STREAM = {
+    "dataset": "",  # a file of mediax/datasets/
+    "build": {},  # the builder config: what is stored (image size, views, ...)
+    "read": {},  # how a record is read: options of the dataset's read()
+    "split": "train",
+    "batch_size": 32,
+    "weight": 1.0,  # share of the steps, for the proportional schedule
+    "transform": (),  # random transforms of one example
+    "batch_transform": (),  # random transforms of a batch (mixup)
+    "tasks": {},  # task name -> {"name": a file of mediax/tasks/, options}
+    "permute_labels": False,  # deals the labels out anew: the control run that must learn nothing
+}
+EVALUATION = {
+    "stream": "",  # whose tasks are evaluated (default: the only stream)
+    "dataset": "",  # default: the stream's
+    "build": {},  # default: the stream's
+    "read": {},  # default: the stream's
+    "split": "validation",
+    "batch_size": 0,  # default: the stream's
+    "transform": (),
+    "protocol": "image",
+    "calibrate_on": "",  # the evaluation that fixes the thresholds (default: the one that selects the best step)
+    "during_training": False,
+}
+DEFAULTS = {
+    "seed": 0,
+    "steps": 1000,
+    "log_every": 10,
+    "evaluate_every": 100,
+    "checkpoint_every": 100,
+    "backbone": {
+        "name": "",  # a file of mediax/backbones/
+        "channels": 1,  # of the image
+        "mean": (),  # normalisation per channel (default: the published weights' own, or 0.5)
+        "std": (),
+        "pretrained": "",  # path of published weights, .safetensors or .pth
+        "options": {},  # arguments of the Backbone (variant, drop_path, ...)
+    },
+    "streams": {},
+    "evaluations": {},
+    "best": {"metric": "validation/classification/auroc/macro", "mode": "max", "patience": 0},
+    "schedule": {"name": "cyclic", "frozen": (), "options": {}},
+    "optimizer": {
+        "name": "adamw",
+        "peak": 1e-3,
+        "schedule": "cosine",
+        "warmup_steps": 0,
+        "start_fraction": 0.0,
+        "final_fraction": 0.0,
+        "weight_decay": 0.05,
+        "layer_decay": 1.0,
+        "per_part": {},
+        "options": {},  # of the rule: b1, b2, momentum, nesterov, ...
+    },
+    "clip_norm": 1.0,
+    "ema_decay": 0.0,
+    "accumulate": 1,  # slices of a batch whose gradients are added up
+    "precision": "float32",
+    "remat": False,
+    "sharding": "replicated",
+    "workers": 0,  # processes that read ahead
+    "resamples": 1000,  # bootstrap draws of a confidence interval
+    "phantom": {},  # dataset -> arguments of its phantom(): train on made-up images of the same layout
+}
+OPEN_FIELDS = ("build", "read", "tasks", "options", "per_part", "phantom")
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """Loads `FILE.py[:variant]`, checks every key, and fills in the defaults.
+
+    Raises InputError for a missing file, an unknown variant, and a misspelt key, naming the nearest valid one.
+    """
+    file, _, variant = path.partition(":")
+    if not os.path.isfile(file):
+        valid = [str(config.relative_to(ROOT)) for config in sorted((ROOT / "configs").glob("*.py"))]
+        raise InputError(f"--config: no file {file!r}; {catalog.suggestion(file, valid)}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        given = module.get_config(variant) if variant else module.get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--config: {file} cannot be loaded: {type(error).__name__}: {error}") from error
+    return ml_collections.ConfigDict(complete(given.to_dict()))
+
+
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges a config into the defaults, stream by stream; raises InputError naming an unknown key or a wrong type."""
+    config = _merge(DEFAULTS, given, "")
+    config["streams"] = {
+        name: _merge(STREAM, stream, f"streams.{name}.") for name, stream in config["streams"].items()
+    }
+    config["evaluations"] = {
+        name: _merge(EVALUATION, evaluation, f"evaluations.{name}.")
+        for name, evaluation in config["evaluations"].items()
+    }
+    return config
+
+
+def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    merged = dict(defaults)
+    for name, value in given.items():
+        if name not in defaults:
+            raise InputError(f"config field {prefix}{name}: unknown; {catalog.suggestion(name, defaults)}")
+        default = defaults[name]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise InputError(f"config field {prefix}{name} is {value!r}: expected a dict")
+            is_open = name in (*OPEN_FIELDS, "streams", "evaluations")
+            merged[name] = dict(value) if is_open else _merge(default, value, f"{prefix}{name}.")
+            continue
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not type(default):
+            raise InputError(
+                f"config field {prefix}{name} is {value!r}: expected {type(default).__name__}, as in {default!r}"
+            )
+        merged[name] = value
+    return merged
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where raw data, built data and the run lie."""
+
+    manual: Path | None
+    data: Path
+    work: Path
+
+
+def compose(config: Mapping[str, Any], folders: Folders) -> Training:
+    """Builds everything that training and evaluation need; raises InputError for whatever the config gets wrong."""
+    config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    if not config["streams"]:
+        raise InputError("config field streams is empty: expected at least one stream of training data")
+    mesh = sharding.mesh()
+    _check_divisible(config, mesh.size)
+    sources = Sources(config, folders)
+    tasks = {name: _tasks(name, stream, sources) for name, stream in config["streams"].items()}
+    backbone = _backbone(config)
+    model = _model(config, backbone, tasks)
+    parts = {
+        name: ["backbone", *(part for task in of.values() for part in task.parts(backbone.channels))]
+        for name, of in tasks.items()
+    }
+    chain = dict(config["optimizer"])
+    return Training(
+        model=model,
+        streams={name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()},
+        evaluations=_evaluations(config, tasks, sources),
+        schedule=schedule.build(
+            config["schedule"]["name"],
+            parts,
+            {name: stream["weight"] for name, stream in config["streams"].items()},
+            config["schedule"]["frozen"],
+            **config["schedule"]["options"],
+        ),
+        optimizer=optimizer.build(
+            tuple(model.parts),
+            steps=config["steps"],
+            depth=partial(_depth, backbone.module),
+            **{name: value for name, value in chain.items() if name != "options"},
+            **chain["options"],
+        ),
+        learning_rate=optimizer.learning_rate(
+            chain["schedule"],
+            peak=chain["peak"],
+            steps=config["steps"],
+            warmup_steps=chain["warmup_steps"],
+            start_fraction=chain["start_fraction"],
+            final_fraction=chain["final_fraction"],
+        ),
+        warm_start=partial(_warm_start, config, backbone),
+        mesh=mesh,
+        sharding=config["sharding"],
+        seed=config["seed"],
+        best_metric=config["best"]["metric"],
+        best_mode=_one_of("best.mode", config["best"]["mode"], ("max", "min")),
+        patience=config["best"]["patience"],
+        config=json.loads(json.dumps(config)),
+        **{
+            name: config[name]
+            for name in (
+                "steps",
+                "log_every",
+                "evaluate_every",
+                "checkpoint_every",
+                "ema_decay",
+                "accumulate",
+                "clip_norm",
+            )
+        },
+    )
+
+
+class Sources:
+    """Builds each dataset once and opens its splits; with `phantom`, on images made up in the same layout."""
+
+    def __init__(self, config: Mapping[str, Any], folders: Folders):
+        self.phantom, self.folders = config["phantom"], folders
+
+    def open(self, dataset: str, build: Mapping[str, Any], split: str):
+        """Opens a split as a random-access source of raw records, building the dataset if that was not done yet."""
+        manual, built = self.folders.manual, self.folders.data
+        if dataset in self.phantom:
+            manual = built = self._phantom_tree(dataset)
+        return builder.source(
+            catalog.load("datasets", dataset),
+            split=split,
+            builder_config=build or None,
+            manual_dir=manual,
+            data_dir=built,
+        )
+
+    def classes(self, dataset: str, build: Mapping[str, Any], read: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names the classes of the labels, in their order."""
+        module = catalog.load("datasets", dataset)
+        return module.classes(builder.choose_config(module.Builder, build or None), **read)
+
+    def read(self, dataset: str, options: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Gives the function from a record to an example, with the options of the dataset's `read`."""
+        module = catalog.load("datasets", dataset)
+        valid = list(inspect.signature(module.read).parameters)[1:]
+        for name in options:
+            if name not in valid:
+                raise InputError(f"config field read.{name} of dataset {dataset!r}: {catalog.suggestion(name, valid)}")
+        return partial(module.read, **options)
+
+    def _phantom_tree(self, dataset: str) -> Path:
+        options = self.phantom[dataset]
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+        tree = self.folders.data / "mediax_phantoms" / f"{dataset}-{digest}"
+        if not tree.exists():
+            partial_tree = tree.with_name(f"{tree.name}.incomplete-{os.getpid()}")
+            shutil.rmtree(partial_tree, ignore_errors=True)
+            partial_tree.mkdir(parents=True)
+            catalog.load("datasets", dataset).phantom(partial_tree, **options)
+            partial_tree.rename(tree)
+        return tree
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    module: nnx.Module  # shapes only
+    channels: Mapping[int, int]
+    build: Callable[[nnx.Rngs], nnx.Module]
+    source: Any  # the file in mediax/backbones/
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def _backbone(config: Mapping[str, Any]) -> _Backbone:
+    spec = config["backbone"]
+    source = catalog.load("backbones", spec["name"])
+    if config["precision"] not in PRECISIONS:
+        hint = catalog.suggestion(config["precision"], PRECISIONS)
+        raise InputError(f"config field precision: no {config['precision']!r}; {hint}")
+    arguments = {"dtype": PRECISIONS[config["precision"]], "remat": config["remat"], "in_channels": spec["channels"]}
+    _check_arguments(f"backbone.options of {spec['name']!r}", source.Backbone, spec["options"])
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return source.Backbone(**arguments, **spec["options"], rngs=rngs)
+
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    own = spec["pretrained"] and spec["channels"] == len(source.MEAN)
+    mean = spec["mean"] or (source.MEAN if own else (0.5,) * spec["channels"])
+    std = spec["std"] or (source.STD if own else (0.25,) * spec["channels"])
+    if not len(mean) == len(std) == spec["channels"]:
+        raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
+    return _Backbone(module, module.channels, build, source, tuple(mean), tuple(std))
+
+
+def _check_arguments(field: str, called: Callable, options: Mapping[str, Any]) -> None:
+    valid = [name for name in inspect.signature(called.__init__).parameters if name not in ("self", "rngs", "dtype")]
+    for name in options:
+        if name not in valid:
+            raise InputError(f"config field {field}: no option {name!r}; {catalog.suggestion(name, valid)}")
+
+
+def _model(config: Mapping[str, Any], backbone: _Backbone, tasks: Mapping[str, Mapping[str, Any]]) -> Model:
+    parts = {"backbone": part(backbone.build)}
+    for of_stream in tasks.values():
+        for task in of_stream.values():
+            parts |= {name: part(build) for name, build in task.parts(backbone.channels).items()}
+    return Model(parts, backbone.mean, backbone.std)
+
+
+def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
+    if not stream["tasks"]:
+        raise InputError(f"config field streams.{stream_name}.tasks is empty: expected at least one task")
+    tasks = {}
+    for name, spec in stream["tasks"].items():
+        options = dict(spec)
+        module = catalog.load("tasks", options.pop("name", name))
+        options = {"classes": sources.classes(stream["dataset"], stream["build"], stream["read"])} | options
+        if options.get("class_weights") == "balanced":
+            source = sources.open(stream["dataset"], stream["build"], stream["split"])
+            labels = data.scan_labels(source, sources.read(stream["dataset"], stream["read"]))
+            options["class_weights"] = balanced_weights(labels)
+        _check_arguments(f"streams.{stream_name}.tasks.{name}", module.Task, options)
+        tasks[name] = module.Task(name=f"{stream_name}/{name}", **options)
+    return tasks
+
+
+def balanced_weights(labels: np.ndarray) -> list[list[float]]:
+    """Gives weights [K][absent, present] under which both states of each class weigh equally, 1 on average."""
+    known = ~np.isnan(labels)
+    present = np.nansum(labels, axis=0)
+    absent = known.sum(0) - present
+    return [
+        [float(p + a) / (2 * max(a, 1.0)), float(p + a) / (2 * max(p, 1.0))] for p, a in zip(present, absent, strict=True)
+    ]
+
+
+def _stream(
+    name: str, spec: Mapping[str, Any], tasks: Mapping[str, Any], config: Mapping[str, Any], sources: Sources
+) -> Stream:
+    source = sources.open(spec["dataset"], spec["build"], spec["split"])
+    read = sources.read(spec["dataset"], spec["read"])
+    seed = data.seed_of(config["seed"], name)
+    if spec["permute_labels"]:
+        source, read = data.PermutedLabels(source, read, seed), _identity
+    batches = partial(
+        _training_batches,
+        source,
+        read,
+        transform=spec["transform"],
+        batch_transform=spec["batch_transform"],
+        batch_size=spec["batch_size"],
+        seed=seed,
+        workers=config["workers"],
+        process=(jax.process_index(), jax.process_count()),
+    )
+    return Stream(name, tasks, batches, spec["batch_size"])
+
+
+def _training_batches(source, read, position: int, **options):
+    return data.training_batches(source, read, position=position, **options)
+
+
+def _identity(example: Batch) -> Batch:
+    return example
+
+
+def _evaluations(
+    config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], sources: Sources
+) -> dict[str, Evaluation]:
+    selecting = config["best"]["metric"].split("/")[0]
+    evaluations = {}
+    for name, spec in config["evaluations"].items():
+        stream_name = spec["stream"] or next(iter(config["streams"]))
+        if stream_name not in config["streams"]:
+            hint = catalog.suggestion(stream_name, config["streams"])
+            raise InputError(f"config field evaluations.{name}.stream: no stream {stream_name!r}; {hint}")
+        stream = config["streams"][stream_name]
+        dataset = spec["dataset"] or stream["dataset"]
+        build = spec["build"] or stream["build"]
+        calibrate_on = spec["calibrate_on"] or selecting
+        if calibrate_on not in config["evaluations"]:
+            hint = catalog.suggestion(calibrate_on, config["evaluations"])
+            raise InputError(f"config field evaluations.{name}.calibrate_on: no evaluation {calibrate_on!r}; {hint}")
+        source = sources.open(dataset, build, spec["split"])
+        batches = partial(
+            data.evaluation_batches,
+            source,
+            sources.read(dataset, spec["read"] or stream["read"]),
+            transform=spec["transform"],
+            batch_size=spec["batch_size"] or stream["batch_size"],
+            process=(jax.process_index(), jax.process_count()),
+        )
+        evaluations[name] = Evaluation(
+            name=name,
+            dataset=dataset,
+            split=spec["split"],
+            protocol=protocols.get(spec["protocol"]),
+            tasks=tasks[stream_name],
+            batches=batches,
+            size=len(source),
+            calibrate_on=calibrate_on,
+            during_training=spec["during_training"],
+            phantom=dataset in config["phantom"],
+        )
+    if selecting not in evaluations or not evaluations[selecting].during_training:
+        hint = catalog.suggestion(selecting, [name for name, e in evaluations.items() if e.during_training])
+        raise InputError(f"config field best.metric: no evaluation {selecting!r} runs during training; {hint}")
+    return evaluations
+
+
+def _check_divisible(config: Mapping[str, Any], devices: int) -> None:
+    for name, stream in config["streams"].items():
+        if stream["batch_size"] % (devices * config["accumulate"]):
+            raise InputError(
+                f"config field streams.{name}.batch_size is {stream['batch_size']}: expected a multiple of "
+                f"{devices} devices x {config['accumulate']} slices (accumulate)"
+            )
+    for name, evaluation in config["evaluations"].items():
+        if evaluation["batch_size"] % devices:
+            raise InputError(f"config field evaluations.{name}.batch_size: expected a multiple of {devices} devices")
+
+
+def _depth(backbone: nnx.Module, part_name: str, path: tuple[Any, ...]) -> float:
+    """Counts the layers above a parameter: 0 in the heads, the most at the stem."""
+    return float(backbone.num_layers - backbone.layer_of(path)) if part_name == "backbone" else 0.0
+
+
+def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
+    path = config["backbone"]["pretrained"]
+    if not path:
+        return params, batch_stats
+    weights = backbone.source.translate(pretrained.read(path))["backbone"]
+    if config["backbone"]["channels"] == 1:
+        weights = backbone.source.adapt_input(weights, mean=backbone.mean, std=backbone.std)
+    own = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
+    own, report = pretrained.warm_start(own, weights, part="backbone")
+    print(report)
+    return params | {"backbone": own["params"]}, batch_stats | {"backbone": own["batch_stats"]}
+
+
+def _one_of(field: str, value: str, valid: tuple[str, ...]) -> str:
+    if value not in valid:
+        raise InputError(f"config field {field}: no {value!r}; {catalog.suggestion(value, valid)}")
+    return value

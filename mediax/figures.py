@@ -1,0 +1,564 @@
+"""The pictures of a run: training curves, ROC, calibration, confusion, and sheets of images with truth and prediction.
+
+Every function writes one PNG, whole or not at all. Colours are those of Okabe and Ito (2008), which people with any
+kind of colour vision tell apart; blue and orange-red mark right and wrong, and a sign says the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mediax.metrics import CALIBRATION_BINS
+from mediax.report import read_metrics, replace_file
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, which a run without figures should not pay
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+DASHES = ("-", "--", ":")  # with seven colours: 21 classes that look different
+GREY = "#666666"
+RIGHT, WRONG, UNKNOWN = BLUE, RED, GREY
+TRUTH, PREDICTION = SKY, ORANGE
+DOTS_PER_INCH = 130
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+}
+TRAINING = ("train", "loss", "learning_rate", "gradient_norm")  # first words; every other one names an evaluation
+HEADLINES = ("auroc", "average_precision", "quadratic_weighted_kappa", "balanced_accuracy", "f1")
+MOST_LINES = 6
+SMOOTHING = 0.05  # the running median spans this share of the rows
+FEWEST_IN_BIN = 10  # predictions that a bin of a single class needs to be drawn
+TILE, GAP, LINE_HEIGHT = 2.0, 0.08, 0.14  # inches, on a sheet of images
+LINE_LENGTH = 34  # characters that fit below an image
+
+
+@contextlib.contextmanager
+def _drawing(
+    path: str | os.PathLike, width: float, height: float, layout: str | None = "constrained"
+) -> Iterator[Figure]:
+    """Opens a figure in mediax's style (inches) and writes it as PNG at the end."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout=layout)
+        yield figure
+        png = io.BytesIO()
+        figure.savefig(png, format="png")  # a Figure without pyplot draws with Agg and keeps no global state
+    replace_file(path, png.getvalue())
+
+
+def curves(workdir: str | os.PathLike, *, best_step: int | None = None) -> Path | None:
+    """Draws `curves.png` from `metrics.jsonl`: losses, validation metrics, learning rates, gradient norm.
+
+    The first word of a name tells training ("train/nih/loss", "learning_rate/backbone") from an evaluation
+    ("validation/nih/auroc/macro"). Of the evaluations' metrics the overall ones are drawn, AUROC first, six at most.
+    Faint lines are single rows of the log, strong ones a running median. Panels without values are left out.
+
+    Args:
+      best_step: marked in every panel.
+
+    Returns the path; None if there is nothing to draw.
+
+    Raises:
+      InputError: the log is damaged, or the figure cannot be written.
+    """
+    series = _series(read_metrics(workdir))
+    panels = {title: names for title, names in _panels(series).items() if names}
+    if not panels:
+        return None
+    path = Path(workdir) / "curves.png"
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    drawn = np.concatenate([series[name][0] for names in panels.values() for name in names])
+    with _drawing(path, 5.4 * columns, 3.2 * rows) as figure:
+        for i, (title, names) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, i)
+            _curve_panel(axes, title, {name: series[name] for name in names}, best_step)
+            margin = 0.03 * np.ptp(drawn) or 1
+            axes.set_xlim(drawn.min() - margin, drawn.max() + margin)
+    return path
+
+
+def _series(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns steps i[T] and values f[T] of every scalar."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step":
+                points.setdefault(name, []).append((row["step"], value))
+    return {name: tuple(np.asarray(column) for column in zip(*pairs)) for name, pairs in points.items()}
+
+
+def _panels(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns title -> names."""
+    training = [name for name in names if not _of_evaluation(name)]
+    losses = [name for name in names if _of_evaluation(name) and name.endswith("loss")]
+    metrics = [name for name in names if _of_evaluation(name) and name not in losses]
+    # "auroc/Edema" is one class of "auroc/macro"; "cohen_kappa" stands for itself.
+    macros = {name.removesuffix("/macro") for name in metrics if name.endswith("/macro")}
+    overall = [name for name in metrics if name.endswith("/macro") or name.rpartition("/")[0] not in macros]
+    return {
+        "Loss": _fewest_words([n for n in training if n.endswith("loss")])[:MOST_LINES] + losses[:MOST_LINES],
+        "Evaluation": sorted(overall, key=_headline_rank)[:MOST_LINES],
+        "Learning rate": [name for name in training if "learning_rate" in name][:MOST_LINES],
+        "Gradient norm": [name for name in training if "gradient_norm" in name][:MOST_LINES],
+    }
+
+
+def _of_evaluation(name: str) -> bool:
+    return name.split("/")[0] not in TRAINING
+
+
+def _fewest_words(names: Sequence[str]) -> list[str]:
+    fewest = min((name.count("/") for name in names), default=0)
+    return [name for name in names if name.count("/") == fewest]
+
+
+def _headline_rank(name: str) -> int:
+    metric = name.removesuffix("/macro").rpartition("/")[2]
+    return HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
+
+
+def _curve_panel(axes: Axes, title: str, series: Mapping[str, tuple], best_step: int | None) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        colour, label = COLOURS[i % len(COLOURS)], _curve_label(title, name)
+        missing = int((~np.isfinite(values)).sum())
+        if missing:
+            label += f" ({missing:,} of {values.size:,} not finite)"
+            values = np.where(np.isfinite(values), values, np.nan)
+        if title in ("Loss", "Gradient norm") and not _of_evaluation(name) and values.size > 20:
+            axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+            axes.plot(steps, _smoothed(values), color=colour, label=label)
+        else:
+            marker = "o" if _of_evaluation(name) or values.size == 1 else None
+            axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=3.5)
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if title in ("Loss", "Gradient norm"):
+        _limit_height(axes, series)
+    if best_step is not None:
+        axes.axvline(best_step, color=GREY, linestyle=":", linewidth=1.2, label=f"best: step {best_step:,}")
+    axes.legend(loc="best")
+
+
+def _curve_label(title: str, name: str) -> str:
+    """Leaves out of a scalar's name what the title of its panel says."""
+    for redundant in ("/macro", "learning_rate/"):
+        name = name.removesuffix(redundant).removeprefix(redundant)
+    if title == "Gradient norm":
+        name = name.removesuffix("/gradient_norm")
+    return name.replace("_", " ")
+
+
+def _limit_height(axes: Axes, series: Mapping[str, tuple]) -> None:
+    """Keeps a few outliers (the first steps, a spike) from pressing the curves flat."""
+    finite = {name: values[np.isfinite(values)] for name, (_, values) in series.items()}
+    values = np.concatenate(list(finite.values()))
+    if values.size < 20:
+        return
+    low, high = values.min(), np.percentile(values, 99)
+    high = max([high, *(few.max() for name, few in finite.items() if _of_evaluation(name) and few.size)])
+    if low > 0 and high > 30 * np.median(values):
+        axes.set_yscale("log")
+    elif values.max() > high:
+        margin = 0.05 * (high - low) or 1
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Running median, which a single spike does not bend, then a running mean; missing values stay missing."""
+    present = ~np.isnan(values)
+    smooth = values.copy()
+    reach = max(2, round(SMOOTHING * values.size / 2))
+    for average in (np.nanmedian, np.nanmean):
+        padded = np.pad(smooth, reach, constant_values=np.nan)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+        smooth[present] = average(windows[present], axis=1)
+    return smooth
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    return (labels == 0) | (labels == 1)
+
+
+def roc(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
+    """Draws ROC and precision-recall curves side by side, one line a class.
+
+    Args:
+      scores: f[N,K] higher means present.
+      labels: f[N,K] 1 present, 0 absent; every other value (NaN, soft) leaves the row out of that class.
+      classes: K names.
+
+    Classes without a positive or a negative row have no curve and say so in the legend.
+    Raises InputError if the figure cannot be written.
+    """
+    from sklearn import metrics
+
+    scores, labels = _matrices(scores, labels, classes)
+    rows = len(classes) + 2
+    with _drawing(path, 11, max(4.2, 0.19 * rows + 0.6)) as figure:
+        left, right, legend = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
+        left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+        lines, texts = left.plot([], [], color="none"), ["AUROC  AP     class (positives/n)"]
+        for k, name in enumerate(classes):
+            known = _known(labels[:, k])
+            truth, score = labels[known, k], scores[known, k]
+            style = {"color": COLOURS[k % 7], "linestyle": DASHES[k // 7 % 3]}
+            positives = int(truth.sum())
+            if positives in (0, truth.size):
+                (line,) = left.plot([], [], color="none")
+                texts.append(f"  –     –    {name}: no {'negatives' if positives else 'positives'}")
+            else:
+                false_positives, sensitivity, _ = metrics.roc_curve(truth, score)
+                precision, recall, _ = metrics.precision_recall_curve(truth, score)
+                (line,) = left.plot(false_positives, sensitivity, **style)
+                right.plot(recall, precision, drawstyle="steps-post", **style)  # the steps that AP sums
+                area, average = metrics.roc_auc_score(truth, score), metrics.average_precision_score(truth, score)
+                texts.append(f"{area:.3f} {average:.3f}  {name} ({positives:,}/{truth.size:,})")
+            lines.append(line)
+        _unit_square(left, "ROC", "1 − specificity", "sensitivity")
+        _unit_square(right, "Precision and recall", "recall (sensitivity)", "precision")
+        legend.axis("off")
+        size = 8 if rows < 18 else 7
+        legend.legend(
+            lines,
+            texts,
+            loc="center left",
+            borderaxespad=0,
+            prop={"family": "monospace", "size": size},
+        )
+
+
+def _unit_square(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+def reliability(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
+    """Draws how often a class is present among images of equal predicted probability (Guo et al. 2017).
+
+    The black line pools all classes, with 95 % Wilson intervals; thin lines are single classes, where a bin holds ten
+    predictions or more. Below: how many predictions lie in each bin. The bins are those of the expected calibration
+    error in mediax.metrics.
+
+    Args:
+      scores: f[N,K] probabilities in [0,1].
+      labels: f[N,K] 1 present, 0 absent; every other value (NaN, soft) is left out.
+      classes: K names.
+
+    Raises InputError if the figure cannot be written.
+    """
+    scores, labels = _matrices(scores, labels, classes)
+    known = _known(labels)
+    with _drawing(path, 7.4, 5.2) as figure:
+        top, bottom = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+        top.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label="perfect")
+        for k, name in enumerate(classes if len(classes) > 1 else ()):
+            mean, share, count = _bins(scores[known[:, k], k], labels[known[:, k], k])
+            label = f"{name} ({_calibration_error(mean, share, count):.3f})"
+            colour, dash = COLOURS[:6][k % 6], DASHES[k // 6 % 3]
+            mean, share = mean[count >= FEWEST_IN_BIN], share[count >= FEWEST_IN_BIN]
+            top.plot(mean, share, color=colour, linestyle=dash, linewidth=0.9, alpha=0.75, label=label)
+        mean, share, count = _bins(scores[known], labels[known])
+        low, high = _wilson(share, count)
+        name = "all classes" if len(classes) > 1 else classes[0]
+        label = f"{name} ({_calibration_error(mean, share, count):.3f})"
+        bars = np.maximum([share - low, high - share], 0)
+        top.errorbar(mean, share, bars, color=BLACK, marker="o", markersize=4, linewidth=1.6, capsize=2, label=label)
+        top.set(title="Calibration", ylabel="share that is present", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
+        heading = {"title": "class (expected calibration error)", "title_fontsize": 8, "alignment": "left"}
+        top.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **heading)
+        bottom.hist(scores[known], bins=np.linspace(0, 1, CALIBRATION_BINS + 1), color=SKY, edgecolor="white")
+        bottom.set(xlabel="predicted probability", ylabel="predictions")
+        if known.sum() > 100:
+            bottom.set_yscale("log")
+            bottom.set_ylim(bottom=0.8)
+
+
+def _bins(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean score, share of positives and count of the occupied bins, which are closed above."""
+    index = np.searchsorted(np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS, scores, side="left")
+    count = np.bincount(index, minlength=CALIBRATION_BINS)
+    full = count > 0
+    mean = np.bincount(index, scores, CALIBRATION_BINS)[full] / count[full]
+    share = np.bincount(index, labels, CALIBRATION_BINS)[full] / count[full]
+    return mean, share, count[full]
+
+
+def _calibration_error(mean: np.ndarray, share: np.ndarray, count: np.ndarray) -> float:
+    return float(np.sum(np.abs(mean - share) * count) / count.sum()) if count.size else math.nan
+
+
+def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the 95 % score interval of a proportion (Wilson 1927)."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
+
+
+def confusion(path: str | os.PathLike, predicted: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> None:
+    """Draws the confusion matrix of exclusive classes: counts, coloured by the share of the true class (the row).
+
+    Args:
+      predicted: i[N] class indices.
+      labels: [N] true class indices; negative or NaN is unknown and left out.
+      classes: K names.
+
+    Raises InputError if the figure cannot be written.
+    """
+    predicted, labels = np.asarray(predicted), np.asarray(labels, float)
+    if predicted.shape != labels.shape or labels.ndim != 1:
+        raise ValueError(f"predicted {predicted.shape} and labels {labels.shape}, expected both [N]")
+    known = labels >= 0
+    size = len(classes)
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (labels[known].astype(int), predicted[known].astype(int)), 1)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    cells = max(2.4, 0.55 * size)
+    longest = 0.08 * max(map(len, classes))  # inches
+    turned = longest > cells / size
+    with _drawing(path, cells + longest + 2.2, cells + (0.65 * longest if turned else 0) + 0.9) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for i, j in np.ndindex(counts.shape):
+            text = f"{counts[i, j]:,}\n{shares[i, j]:.0%}" if counts[i, j] else "0" if totals[i, 0] else "–"
+            colour = "white" if shares[i, j] > 0.55 else "black" if counts[i, j] else "#AAAAAA"
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7.5)
+        angle = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        axes.set_xticks(range(size), classes, **angle)
+        axes.set_yticks(range(size), [f"{name} ({total:,})" for name, total in zip(classes, totals[:, 0])])
+        axes.set(xlabel="predicted", ylabel="true (n)", title=f"Confusion, n = {known.sum():,}")
+        axes.grid(False)
+        axes.tick_params(length=0)
+        figure.colorbar(image, label="share of the true class", shrink=0.8)
+
+
+def _matrices(scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = np.asarray(scores, float), np.asarray(labels, float)
+    if scores.shape != labels.shape or scores.ndim != 2 or scores.shape[1] != len(classes):
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape}, expected both [N,{len(classes)}]")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
+    return scores, labels
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What is drawn onto images: boxes, masks, or both; of the truth or of a prediction."""
+
+    boxes: ArrayLike | None = None  # f[N,M,4] ymin,xmin,ymax,xmax in [0,1]; a box without area is padding
+    box_labels: ArrayLike | None = None  # i[N,M] class index; negative is padding
+    box_scores: ArrayLike | None = None  # f[N,M] in [0,1]
+    masks: ArrayLike | None = None  # u8[N,H,W,K]
+
+
+def samples(
+    path: str | os.PathLike,
+    images: ArrayLike,
+    *,
+    classes: Sequence[str],
+    labels: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
+    exclusive: bool = False,
+    thresholds: ArrayLike | None = None,
+    errors: ArrayLike | None = None,
+    captions: Sequence[str] | None = None,
+    truth: Overlay | None = None,
+    prediction: Overlay | None = None,
+    count: int = 24,
+    columns: int = 6,
+    seed: int = 0,
+) -> None:
+    """Draws a sheet of images with what is true and what was predicted: the worst half first, then a random half.
+
+    Below each image stand the classes that are present or predicted, most wrong first. The sheet shows pixels and
+    findings alone; it is for the caller to pass no caption that identifies a patient.
+
+    Args:
+      images: f[N,H,W,C] in [0,1], C is 1 or 3.
+      classes: names of labels, box labels and mask channels.
+      labels: f[N,K] 1 present, 0 absent, NaN unknown.
+      scores: f[N,K] probabilities in [0,1].
+      exclusive: the predicted class is the one of the highest score, instead of each that reaches its threshold.
+      thresholds: f[K], as for the metrics; None means 0.5.
+      errors: f[N], larger is worse (1 - Dice, say); None takes the most confident wrong score of each image.
+      captions: N short lines ("Dice 0.83"), one below each image.
+      truth, prediction: overlays, drawn in solid blue and dashed orange.
+      count: images on the sheet.
+      columns: images in a row.
+      seed: of the random half.
+
+    Raises:
+      InputError: the figure cannot be written.
+    """
+    images = np.asarray(images, np.float32)
+    texts = [[] if captions is None else [("", GREY, captions[i])] for i in range(len(images))]
+    if labels is not None and scores is not None:
+        scores, labels = _matrices(scores, labels, classes)
+        thresholds = np.full(len(classes), 0.5) if thresholds is None else np.asarray(thresholds, float)
+        called = scores == scores.max(1, keepdims=True) if exclusive else scores >= thresholds
+        wrongness = _wrongness(scores, labels, called)
+        errors = wrongness.max(1) if errors is None else errors
+        for i, lines in enumerate(texts):
+            lines += _findings(scores[i], labels[i], called[i], wrongness[i], classes)
+    errors = np.zeros(len(images)) if errors is None else np.asarray(errors, float)
+    order, worst = _worst_then_random(errors, count, seed)
+    columns = max(1, min(columns, len(order)))
+    text_lines = max((len(texts[i]) for i in order), default=0)
+    # Placed by hand: automatic layouts leave wide gaps between images of a fixed shape.
+    image_height = TILE * images.shape[1] / images.shape[2]
+    row_height = image_height + LINE_HEIGHT * text_lines + 2 * GAP
+    width = max(columns, 2) * (TILE + GAP) + GAP
+    title = _sheet_title(worst, labels is not None and scores is not None, truth, prediction)
+    title = textwrap.fill(title, int(width * 17))
+    header = 0.15 + 0.14 * (title.count("\n") + 1)
+    height = math.ceil(len(order) / columns) * row_height + header
+    overlays = ((truth, TRUTH, "-"), (prediction, PREDICTION, (0, (4, 2))))
+    with _drawing(path, width, height, layout=None) as figure:
+        figure.text(GAP / width, 1 - 0.1 / height, title, fontsize=7.5, va="top")
+        for place, i in enumerate(order):
+            left, top = GAP + place % columns * (TILE + GAP), header + place // columns * row_height
+            bottom = height - top - image_height
+            axes = figure.add_axes((left / width, bottom / height, TILE / width, image_height / height))
+            axes.axis("off")
+            _show_image(axes, images[i])
+            for overlay, colour, dash in overlays:
+                if overlay is not None:
+                    _show_overlay(axes, overlay, i, classes, colour, dash)
+            _show_texts(axes, texts[i])
+
+
+def _wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Returns f[N,K]: how far a wrong score is from the truth; 0 where right or unknown."""
+    wrong = ~np.isnan(labels) & (called != (labels >= 0.5))
+    # A score just at an unusual threshold may be wrong by nothing; it is still to be listed.
+    return np.where(wrong, np.maximum(np.abs(scores - labels), 1e-6), 0)
+
+
+def _worst_then_random(errors: np.ndarray, count: int, seed: int) -> tuple[list[int], int]:
+    """Returns rows, and how many of them stand first because they are the worst."""
+    errors = np.nan_to_num(errors)
+    worst = [int(i) for i in np.argsort(-errors, kind="stable") if errors[i] > 0][: math.ceil(count / 2)]
+    rest = np.setdiff1d(np.arange(len(errors)), worst)
+    random = np.random.default_rng(seed).permutation(rest)[: count - len(worst)]
+    return [*worst, *map(int, random)], len(worst)
+
+
+def _findings(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    called: np.ndarray,
+    wrongness: np.ndarray,
+    classes: Sequence[str],
+    most: int = 4,
+) -> list[tuple[str, str, str]]:
+    """Returns (sign, colour, text) for each class that is present or called, most wrong first."""
+    listed = [k for k in np.argsort(-wrongness - scores * 1e-3, kind="stable") if called[k] or labels[k] >= 0.5]
+    lines = []
+    for k in listed:
+        sign, colour = ("?", UNKNOWN) if np.isnan(labels[k]) else ("✗", WRONG) if wrongness[k] else ("✓", RIGHT)
+        state = "unknown" if np.isnan(labels[k]) else "present" if labels[k] >= 0.5 else "absent"
+        lines.append((sign, colour, f"{_short(classes[k])} {scores[k]:.2f} {state}"))
+    if not lines:
+        k = int(np.argmax(scores))
+        known = not np.isnan(labels).all()
+        lines = [("✓" if known else "?", RIGHT if known else UNKNOWN, f"none; {_short(classes[k])} {scores[k]:.2f}")]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], ("", GREY, f"and {len(lines) - most + 1} more")]
+    return lines
+
+
+def _short(name: str) -> str:
+    room = LINE_LENGTH - len(" 0.00 unknown")
+    name = name.replace("_", " ")
+    return name if len(name) <= room else name[: room - 1] + "…"
+
+
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+    image = np.clip(np.nan_to_num(image), 0, 1)
+    height, width = image.shape[:2]
+    extent = (0, width, height, 0)
+    if image.shape[-1] == 1:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1, extent=extent)
+    else:
+        axes.imshow(image, extent=extent)
+
+
+def _show_overlay(axes: Axes, overlay: Overlay, i: int, classes: Sequence[str], colour: str, dash) -> None:
+    from matplotlib.patches import Rectangle
+
+    right, _, bottom, _ = (*axes.get_xlim()[::-1], *axes.get_ylim())
+    if overlay.masks is not None:
+        for channel in np.moveaxis(np.asarray(overlay.masks[i]) > 0, -1, 0):
+            if channel.any():
+                x = (np.arange(channel.shape[1]) + 0.5) * right / channel.shape[1]
+                y = (np.arange(channel.shape[0]) + 0.5) * bottom / channel.shape[0]
+                axes.contour(x, y, channel, [0.5], colors=[colour], linewidths=1.1, linestyles=[dash])
+    if overlay.boxes is None:
+        return
+    for m, (ymin, xmin, ymax, xmax) in enumerate(np.asarray(overlay.boxes[i], float)):
+        label = None if overlay.box_labels is None else int(overlay.box_labels[i][m])
+        if not (ymax > ymin and xmax > xmin) or (label is not None and label < 0):
+            continue
+        x, y, width, height = xmin * right, ymin * bottom, (xmax - xmin) * right, (ymax - ymin) * bottom
+        axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1.2, linestyle=dash))
+        text = "" if label is None else _short(classes[label])
+        if overlay.box_scores is not None:
+            text = f"{text} {float(overlay.box_scores[i][m]):.2f}".strip()
+        if text:
+            # Truth above its box and prediction below, since the two boxes often lie on each other.
+            y, side = (y, "bottom") if colour == TRUTH else (y + height, "top")
+            box = {"facecolor": "black", "alpha": 0.55, "pad": 0.8, "edgecolor": "none"}
+            axes.text(x, y, text, color=colour, fontsize=5.5, va=side, bbox=box, clip_on=True)
+
+
+def _show_texts(axes: Axes, texts: Sequence[tuple[str, str, str]]) -> None:
+    for line, (sign, colour, text) in enumerate(texts):
+        below = (0, -2 - 72 * LINE_HEIGHT * line)
+        where = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+        axes.annotate(f"{sign} {text}".strip(), (0, 0), below, color=colour, fontsize=6.5, **where)
+
+
+def _sheet_title(worst: int, findings: bool, truth: Overlay | None, prediction: Overlay | None) -> str:
+    parts = [f"first {worst}: worst errors; then at random" if worst else "at random"]
+    if findings:
+        parts.append("✓ right, ✗ wrong: class, predicted probability, truth")
+    if truth is not None:
+        parts.append("solid blue: truth")
+    if prediction is not None:
+        parts.append("dashed orange: prediction")
+    return "   ·   ".join(parts)

@@ -1,0 +1,41 @@
+"""Global average pooling and one linear layer: image-level classification and regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Head(nnx.Module):
+    """Pyramid {stride: f[B,H/s,W/s,C_s]} -> coarsest level -> mean over H and W -> [LayerNorm] -> dropout -> f32[B,K].
+
+    `channels` is the backbone's {stride: C_s}. `normalize` adds the LayerNorm (epsilon 1e-6) of ConvNeXt's published
+    head; the published ResNets have none. The pooled features and the logits are f32, whatever `dtype` is.
+    """
+
+    def __init__(
+        self,
+        channels: dict[int, int],
+        classes: int,
+        *,
+        normalize: bool = False,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.level = max(channels)
+        features = channels[self.level]
+        self.norm = nnx.LayerNorm(features, epsilon=1e-6, dtype=jnp.float32, rngs=rngs) if normalize else nnx.data(None)
+        self.dropout = dropout
+        self.linear = nnx.Linear(features, classes, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
+
+    def __call__(self, pyramid: dict[int, jax.Array], *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        x = pyramid[self.level].astype(jnp.float32).mean((1, 2))
+        if self.norm is not None:
+            x = self.norm(x)
+        if train and self.dropout > 0:
+            x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
+        return self.linear(x).astype(jnp.float32)

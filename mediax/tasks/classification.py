@@ -1,0 +1,155 @@
+"""Classification: multi-label (a sigmoid per class) or exclusive (one softmax), with unknown labels left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mediax import catalog, figures, metrics
+from mediax.batch import Batch
+from mediax.errors import InputError
+from mediax.model import Build
+
+THRESHOLDS = {
+    "youden": metrics.youden_thresholds,
+    "f1": metrics.f1_thresholds,
+    "accuracy": metrics.accuracy_thresholds,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Predicts which of `classes` an image shows.
+
+    `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` with its options. `class_weights` is f[K,2], the
+    weight of an absent and of a present label, empty for none. `threshold` is a number, or the name of the rule that
+    chooses the threshold of each class on the validation split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    head: Mapping[str, Any] = field(default_factory=lambda: {"name": "pooled"})
+    exclusive: bool = False
+    class_weights: Sequence[Sequence[float]] = ()
+    label_smoothing: float = 0.0
+    threshold: float | str = 0.5
+
+    headline = "auroc/macro"
+
+    def __post_init__(self):
+        if isinstance(self.threshold, str) and self.threshold not in THRESHOLDS:
+            hint = catalog.suggestion(self.threshold, THRESHOLDS)
+            raise InputError(f"config field threshold of task {self.name!r}: no rule {self.threshold!r}; {hint}")
+        if self.exclusive and len(self.classes) < 2:
+            raise InputError(f"task {self.name!r}: exclusive classification needs at least 2 classes")
+
+    def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
+        """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
+        options = dict(self.head)
+        head = catalog.load("heads", options.pop("name"))
+        return {f"head/{self.name}": lambda rngs: head.Head(channels, len(self.classes), rngs=rngs, **options)}
+
+    def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> jax.Array:
+        """Gives the logits f32[B,K]; `run(part, *inputs)` runs a part of the model."""
+        return run(f"head/{self.name}", pyramid).astype(jnp.float32)
+
+    def count(self, batch: Batch) -> jax.Array:
+        """Counts the entries that the loss averages over: known labels, or rows with all labels known."""
+        return self._known(batch).sum().astype(jnp.float32)
+
+    def loss(self, logits: jax.Array, batch: Batch, count: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Sums the cross-entropy over the known entries of `batch` and divides by `count`.
+
+        `count` is that of the whole batch even if this is a slice of it, so that gradients of slices add up.
+        """
+        known = self._known(batch)
+        labels = jnp.where(jnp.isnan(batch["labels"]), 0.0, batch["labels"])
+        smoothing = self.label_smoothing
+        weights = jnp.asarray(self.class_weights if len(self.class_weights) else [[1.0, 1.0]])
+        if self.exclusive:
+            targets = labels * (1 - smoothing) + smoothing / len(self.classes)
+            weight = (labels * weights[:, 1]).sum(-1)
+            entries = weight * optax.softmax_cross_entropy(logits, targets)
+        else:
+            targets = labels * (1 - smoothing) + smoothing / 2
+            present = weights[:, 1] * targets * jax.nn.softplus(-logits)
+            absent = weights[:, 0] * (1 - targets) * jax.nn.softplus(logits)
+            entries = present + absent
+        loss = jnp.where(known, entries, 0.0).sum() / jnp.maximum(count, 1.0)
+        return loss, {"loss": loss}
+
+    def predict(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Gives the probabilities `scores` f32[B,K]."""
+        return {"scores": jax.nn.softmax(logits) if self.exclusive else jax.nn.sigmoid(logits)}
+
+    def targets(self, batch: Batch) -> dict[str, jax.Array]:
+        """Picks from the batch what `metrics` compares the predictions with."""
+        return {"labels": batch["labels"]}
+
+    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds."""
+        if self.exclusive:
+            return {}
+        if isinstance(self.threshold, str):
+            thresholds = THRESHOLDS[self.threshold](predictions["scores"], targets["labels"])
+        else:
+            thresholds = np.full(len(self.classes), self.threshold)
+        return {"thresholds": [float(threshold) for threshold in thresholds]}
+
+    def metrics(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        *,
+        classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
+        resamples: int = 1000,
+    ) -> list[metrics.Metric]:
+        """Scores a whole split on the host; `classes` restricts it to those (none = all)."""
+        index = [self.classes.index(name) for name in classes or self.classes]
+        thresholds = calibration.get("thresholds")
+        return metrics.classification(
+            predictions["scores"][:, index],
+            targets["labels"][:, index],
+            [self.classes[i] for i in index],
+            groups,
+            exclusive=self.exclusive and len(index) == len(self.classes),
+            thresholds=None if thresholds is None else np.asarray(thresholds)[index],
+            resamples=resamples,
+        )
+
+    def draw(
+        self,
+        folder: Path,
+        name: str,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        calibration: Mapping[str, Any],
+    ) -> None:
+        """Draws the curves of a split and a sheet of its first `images` into `folder`, as `<kind>_<name>.png`."""
+        scores, labels = predictions["scores"], targets["labels"]
+        figures.roc(folder / f"roc_{name}.png", scores, labels, self.classes)
+        figures.reliability(folder / f"reliability_{name}.png", scores, labels, self.classes)
+        if self.exclusive:
+            truth = np.where(np.isnan(labels).any(1), -1, np.nan_to_num(labels).argmax(1))
+            figures.confusion(folder / f"confusion_{name}.png", scores.argmax(1), truth, self.classes)
+        figures.samples(
+            folder / f"samples_{name}.png",
+            images,
+            classes=self.classes,
+            labels=labels[: len(images)],
+            scores=scores[: len(images)],
+            exclusive=self.exclusive,
+            thresholds=calibration.get("thresholds"),
+        )
+
+    def _known(self, batch: Batch) -> jax.Array:
+        known = ~jnp.isnan(batch["labels"])
+        return known.all(-1) & batch["valid"] if self.exclusive else known & batch["valid"][:, None]

@@ -1,0 +1,357 @@
+"""Training: the state, one pure jitted step, and the loop around it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from mediax import evaluate, optimizer, sharding
+from mediax.batch import Batch
+from mediax.catalog import suggestion
+from mediax.checkpoint import Checkpoints, abstract
+from mediax.errors import InputError
+from mediax.evaluate import Evaluation
+from mediax.model import Model, Tree
+from mediax.preemption import Preempted, Preemption
+from mediax.progress import Progress
+from mediax.report import MetricLog
+from mediax.schedule import Schedule, Turn
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes; params, batch_stats, opt_state and ema share the names of the parts."""
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree | None  # {part: {"params", "batch_stats"}}, what is evaluated when it is kept
+
+    def evaluated(self) -> tuple[Tree, Tree]:
+        """Picks the (params, batch_stats) to evaluate: the moving averages if they are kept."""
+        if self.ema is None:
+            return self.params, self.batch_stats
+        return tuple({part: kept[kind] for part, kept in self.ema.items()} for kind in ("params", "batch_stats"))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source of batches and the tasks that are trained on them; `batches(position)` resumes anywhere."""
+
+    name: str
+    tasks: Mapping[str, Any]
+    batches: Callable[[int], Iterator[Batch]]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop needs, composed by `mediax.experiment` from a config."""
+
+    model: Model
+    streams: Mapping[str, Stream]
+    evaluations: Mapping[str, Evaluation]
+    schedule: Schedule
+    optimizer: Mapping[str, optax.GradientTransformationExtraArgs]
+    learning_rate: optax.Schedule
+    warm_start: Callable[[Tree, Tree], tuple[Tree, Tree]]
+    mesh: Mesh
+    sharding: str
+    seed: int
+    steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    ema_decay: float
+    accumulate: int
+    clip_norm: float
+    best_metric: str
+    best_mode: str
+    patience: int
+    config: Mapping[str, Any]
+
+
+def init_state(training: Training, key: jax.Array) -> TrainState:
+    """Initialises the parts and their optimizer states from `key`; traced."""
+    params, batch_stats = training.model.init(key)
+    opt_state = {part: training.optimizer[part].init(params[part]) for part in params}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, _averages(training, params, batch_stats))
+
+
+def _averages(training: Training, params: Tree, batch_stats: Tree) -> Tree | None:
+    if not training.ema_decay:
+        return None
+    # Copies: a donated state must not hold one buffer twice.
+    return {
+        part: {"params": jax.tree.map(jnp.copy, params[part]), "batch_stats": jax.tree.map(jnp.copy, batch_stats[part])}
+        for part in params
+    }
+
+
+def make_train_step(training: Training, shardings: Any) -> Callable[..., tuple[TrainState, Tree]]:
+    """Builds `train_step(state, batch, key, *, turn) -> (state, logs)`: jitted, static turn, donated state."""
+    step = partial(train_step, training)
+    return jax.jit(
+        step,
+        static_argnames="turn",
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(training.mesh)),
+    )
+
+
+def train_step(
+    training: Training, state: TrainState, batch: Batch, key: jax.Array, *, turn: Turn
+) -> tuple[TrainState, Tree]:
+    """Takes one step on the live parts of `turn`; all others keep their params, statistics and optimizer state."""
+    tasks = training.streams[turn.stream].tasks
+    counts = {name: task.count(batch) for name, task in tasks.items()}
+    key = jax.random.fold_in(key, state.step)
+
+    def loss_of(live: Tree, batch_stats: Tree, slice_of_batch: Batch, key: jax.Array):
+        outputs, batch_stats = training.model.forward(
+            tasks, state.params | live, batch_stats, slice_of_batch, live=turn.live, train=True, key=key
+        )
+        logs, total = {}, 0.0
+        for name, task in tasks.items():
+            loss, task_logs = task.loss(outputs[name], slice_of_batch, counts[name])
+            total += loss
+            logs |= {f"{name}/{label}": value for label, value in task_logs.items()}
+        return total, (batch_stats, {"loss": total} | logs)
+
+    live = {part: state.params[part] for part in turn.live}
+    grads, batch_stats, logs = _gradients(loss_of, live, state.batch_stats, batch, key, training.accumulate)
+    grads, norm = optimizer.clip(grads, training.clip_norm)
+    params, opt_state = dict(state.params), dict(state.opt_state)
+    for part in turn.live:
+        updates, opt_state[part] = training.optimizer[part].update(
+            grads[part], opt_state[part], params[part], step=state.step
+        )
+        params[part] = optax.apply_updates(params[part], updates)
+    ema = state.ema and _moved_averages(state, params, batch_stats, training.ema_decay, turn.live)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), logs | {"gradient_norm": norm}
+
+
+def _gradients(loss_of, live: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, slices: int):
+    """Sums the gradients over `slices` slices of the batch: (gradients, batch statistics, logs)."""
+    differentiate = jax.grad(loss_of, has_aux=True)
+    if slices == 1:
+        grads, (batch_stats, logs) = differentiate(live, batch_stats, batch, key)
+        return grads, batch_stats, logs
+    # Every device gives rows to every slice: the rows' axis stays outermost and so stays split over devices.
+    sliced = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, slices, *x.shape[1:]), 1, 0), batch)
+
+    def add(carry, indexed):
+        grads, batch_stats, logs = carry
+        index, one = indexed
+        more, (batch_stats, more_logs) = differentiate(live, batch_stats, one, jax.random.fold_in(key, index))
+        return (jax.tree.map(jnp.add, grads, more), batch_stats, jax.tree.map(jnp.add, logs, more_logs)), None
+
+    first = jax.tree.map(lambda x: x[0], sliced)
+    shapes = jax.eval_shape(differentiate, live, batch_stats, first, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
+    carry, _ = jax.lax.scan(add, (zeros[0], batch_stats, zeros[1]), (jnp.arange(slices), sliced))
+    return carry
+
+
+def _moved_averages(state: TrainState, params: Tree, batch_stats: Tree, decay: float, live) -> Tree:
+    # The first averages are short, so that the random start is forgotten soon.
+    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = dict(state.ema)
+    for part in live:
+        now = {"params": params[part], "batch_stats": batch_stats[part]}
+        ema[part] = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema[part], now)
+    return ema
+
+
+def fit(training: Training, workdir: Path) -> None:
+    """Trains to the last step, an early stop or SIGTERM, resuming from the newest checkpoint in `workdir`.
+
+    Raises Preempted after SIGTERM, with a checkpoint saved; InputError for a loss that is not finite, naming the step.
+    """
+    loop = _Loop(training, workdir)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """The loop's moving pieces: the state on the devices, the place in each stream, the history of evaluations."""
+
+    def __init__(self, training: Training, workdir: Path):
+        self.training, self.workdir = training, workdir
+        self.key, init_key = jax.random.split(jax.random.key(training.seed))
+        shapes = jax.eval_shape(partial(init_state, training), init_key)
+        self.shardings = sharding.state_sharding(training.mesh, shapes, training.sharding)
+        self.latest, self.best = Checkpoints(workdir, "latest"), Checkpoints(workdir, "best")
+        if self.latest.latest_step() is None:
+            self.state = self._fresh_state(init_key)
+            self.progress = {"positions": {}, "history": [], "meter": {}, "finished": False}
+        else:
+            check_same_config(self.latest.config(), training.config, self.latest.folder)
+            self.state, self.progress = self.latest.restore(abstract(shapes, self.shardings))
+        self.step = int(self.state.step)
+        self.iterators: dict[str, Iterator[Batch]] = {}
+        self.pending: tuple[int, Tree] | None = None
+        is_host = jax.process_index() == 0
+        self.log = MetricLog(workdir, resume_step=self.step, host=is_host)
+        self.train_step = make_train_step(training, self.shardings)
+        self.predict_steps = {
+            name: evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
+            for name, evaluation in training.evaluations.items()
+            if evaluation.during_training
+        }
+        self.preemption = Preemption()
+
+    def _fresh_state(self, key: jax.Array) -> TrainState:
+        state = jax.jit(partial(init_state, self.training), out_shardings=self.shardings)(key)
+        params, batch_stats = self.training.warm_start(state.params, state.batch_stats)
+        state = state.replace(
+            params=params, batch_stats=batch_stats, ema=_averages(self.training, params, batch_stats)
+        )
+        return jax.device_put(state, self.shardings)
+
+    def run(self) -> None:
+        training = self.training
+        progress = Progress(training.steps, self.step)
+        while self.step < training.steps and not self.progress["finished"]:
+            turn = training.schedule(self.step)
+            batch = sharding.to_device(self._next_batch(turn.stream), training.mesh)
+            self.state, logs = self.train_step(self.state, batch, self.key, turn=turn)
+            self._read_logs()
+            self.pending = (self.step, {f"{turn.stream}/{name}": value for name, value in logs.items()})
+            self.step += 1
+            progress.update(self.step, training.streams[turn.stream].batch_size, loss=self._recent_loss())
+            if self.step % training.log_every == 0 or self.step == training.steps:
+                self._write_logs()
+            evaluated = self.step % training.evaluate_every == 0 or self.step == training.steps
+            if evaluated:
+                self._evaluate()
+            stop = self.preemption.reached(self.step)
+            if stop or evaluated or self.step % training.checkpoint_every == 0:
+                self._save(self.latest)
+            if stop and self.step < training.steps and not self.progress["finished"]:
+                self.latest.wait()
+                raise Preempted(f"stopped after step {self.step} of {training.steps}; the same command resumes")
+        progress.close()
+
+    def close(self) -> None:
+        self.log.close()
+        self.latest.close()
+        self.best.close()
+
+    def _next_batch(self, stream: str) -> Batch:
+        position = self.progress["positions"].setdefault(stream, 0)
+        if stream not in self.iterators:
+            self.iterators[stream] = self.training.streams[stream].batches(position)
+        self.progress["positions"][stream] = position + 1
+        return next(self.iterators[stream])
+
+    def _read_logs(self) -> None:
+        """Fetches the figures of the step before, while the devices work on this one."""
+        if self.pending is None:
+            return
+        (step, logs), self.pending = self.pending, None
+        for name, value in jax.device_get(logs).items():
+            value = float(value)
+            if name.endswith("/loss") and not math.isfinite(value):
+                raise InputError(
+                    f"the loss {name} is {value} at step {step}: nothing was saved after it. Lower the learning rate "
+                    "(--config.optimizer.peak), clip gradients (--config.clip_norm) or look at the data of this step; "
+                    f"the same command would resume from step {self.latest.latest_step() or 0}."
+                )
+            total, count = self.progress["meter"].get(name, (0.0, 0))
+            self.progress["meter"][name] = [total + value, count + 1]
+
+    def _recent_loss(self) -> float:
+        losses = [mean(entry) for name, entry in self.progress["meter"].items() if name.split("/")[1:] == ["loss"]]
+        return losses[0] if losses else math.nan
+
+    def _write_logs(self) -> None:
+        self._read_logs()
+        means = {f"train/{name}": total / count for name, (total, count) in self.progress["meter"].items()}
+        self.log.write(self.step, means | {"learning_rate": float(self.training.learning_rate(self.step - 1))})
+        self.progress["meter"] = {}
+
+    def _evaluate(self) -> None:
+        self._read_logs()
+        row: dict[str, float] = {}
+        for name, evaluation in evaluate.without_intervals(self.training.evaluations).items():
+            collected = evaluate.collect(
+                self.predict_steps[name], self.state.evaluated(), evaluation, self.training.mesh
+            )
+            calibration = evaluate.calibrate(evaluation, collected)
+            row[f"{name}/loss"] = collected.loss
+            for scored in evaluate.score(evaluation, collected, calibration, resamples=0):
+                for metric in scored.metrics:
+                    if metric.name.endswith("/macro") or metric.name.count("/") == 0:
+                        row[f"{name}/{scored.task}/{metric.name}"] = float(metric.value)
+        if not row:
+            return
+        self.log.write(self.step, row)
+        history = [*self.progress["history"], {"step": self.step} | row]
+        self.progress["history"] = history
+        best = best_step(history, self.training.best_metric, self.training.best_mode)
+        if best == self.step:
+            # Written first: a kill between the two leaves a `latest` that will come to this evaluation again.
+            self._save(self.best)
+            self.best.wait()
+        evaluations_since = sum(entry["step"] > best for entry in history)
+        if self.training.patience and evaluations_since >= self.training.patience:
+            self.progress["finished"] = True
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        self._read_logs()
+        self.log.flush()
+        checkpoints.save(self.step, self.state, self.progress, self.training.config)
+
+
+def best_step(history: list[dict[str, float]], metric: str, mode: str) -> int:
+    """Finds the step of the best evaluation; the earliest of equals; the newest if the metric was never defined.
+
+    Raises InputError if no evaluation has a figure of this name.
+    """
+    if metric not in history[-1]:
+        raise InputError(f"config field best.metric: no figure {metric!r}; {suggestion(metric, set(history[-1]) - {'step'})}")
+    sign = {"max": 1.0, "min": -1.0}[mode]
+    defined = [entry for entry in history if math.isfinite(entry[metric])]
+    if not defined:
+        return history[-1]["step"]
+    return max(defined, key=lambda entry: (sign * entry[metric], -entry["step"]))["step"]
+
+
+RESUMABLE_FIELDS = ("workers", "log_every", "checkpoint_every")  # they change nothing that is computed, or little
+
+
+def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
+    """Raises InputError naming the fields in which the config differs from the one being resumed."""
+    saved, given = _flat(saved), _flat(given)
+    differing = sorted(
+        name
+        for name in saved.keys() | given.keys()
+        if saved.get(name) != given.get(name) and name.split(".")[0] not in RESUMABLE_FIELDS
+    )
+    if differing:
+        shown = "; ".join(f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
+        raise InputError(
+            f"{folder.parent}: holds a run of another config ({shown}). Give another --workdir, or the same config to "
+            "resume it."
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        flat = {}
+        for name, value in tree.items():
+            flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+        return flat
+    return {prefix: list(tree) if isinstance(tree, tuple) else tree}
