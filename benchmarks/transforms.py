@@ -1,4 +1,4 @@
-"""Time of the transforms on one core: `python -m benchmarks.transforms`; prints CPU microseconds per call, best of five.
+"""CPU time of the transforms on one core, in microseconds per call, best of five: `python -m benchmarks.transforms`.
 
 The budget is 60 microseconds at 28x28x1 and 1 millisecond at 224x224x1 for the typical training pipeline.
 """
@@ -64,15 +64,15 @@ def main() -> None:
     for label, specs, shape in cases:
         pipeline, fields = transforms.build(specs), example(*shape)
         repeats = 3000 if shape[0] < 100 else 200
-        print(f"{label} {microseconds(lambda: pipeline(fields, rng), repeats):9.1f}")  # noqa: B023
+        print(f"{label:50s} {microseconds(lambda: pipeline(fields, rng), repeats):9.1f}")  # noqa: B023
     for name in ("random_noise", "random_blur", "equalize_histogram", "clahe", "window"):
         options = {"random_noise": {"std": 0.1}, "random_blur": {"sigma": 1.0}}.get(name, {})
         pipeline, fields = transforms.build(({"name": name, **options},)), example(224, 224, 1, np.float32, False)
-        print(f"{name + ' 224x224x1 f32'} {microseconds(lambda: pipeline(fields, rng), 200):9.1f}")  # noqa: B023
+        print(f"{name + ' 224x224x1 f32':50s} {microseconds(lambda: pipeline(fields, rng), 200):9.1f}")  # noqa: B023
     batch = {"image": rng.random((128, 28, 28, 1), dtype=np.float32), "labels": np.zeros((128, 1), np.float32)}
     for name in ("mixup", "cutmix"):
         pipeline = transforms.build_batch(({"name": name},))
-        print(f"{name + ' 128x28x28x1, per batch'} {microseconds(lambda: pipeline(batch, rng), 50):9.1f}")  # noqa: B023
+        print(f"{name + ' 128x28x28x1, per batch':50s} {microseconds(lambda: pipeline(batch, rng), 50):9.1f}")  # noqa: B023
 
 
 if __name__ == "__main__":

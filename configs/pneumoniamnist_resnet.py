@@ -16,13 +16,13 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"no variant {variant!r}; valid: phantom")
     config = ConfigDict()
     config.seed = 0
-    config.steps = 30 * STEPS_PER_EPOCH
+    config.steps = 20 * STEPS_PER_EPOCH
     config.evaluate_every = STEPS_PER_EPOCH
     config.checkpoint_every = STEPS_PER_EPOCH
     config.backbone = {
         "name": "resnet",
         "channels": 1,
-        "options": {"variant": "18", "width": 0.5, "small_input": True},
+        "options": {"variant": "18", "width": 0.5, "stem_stride": 2},
     }
     config.streams = {
         "pneumonia": {
@@ -30,7 +30,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "build": {"flag": "pneumoniamnist"},
             "batch_size": 128,
             "transform": (
-                {"name": "random_affine", "rotate": 15, "translate": 0.1, "scale": 0.15, "shear": 5, "probability": 0.9},
+                {
+                    "name": "random_affine",
+                    "rotate": 15,
+                    "translate": 0.1,
+                    "scale": 0.15,
+                    "shear": 5,
+                    "probability": 0.9,
+                },
                 {"name": "random_intensity", "brightness": 0.2, "contrast": 0.3, "gamma": 0.3},
             ),
             "tasks": {
@@ -51,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "name": "adamw",
         "peak": 2e-3,
         "schedule": "one_cycle",
-        "warmup_steps": 6 * STEPS_PER_EPOCH,
+        "warmup_steps": 4 * STEPS_PER_EPOCH,
         "start_fraction": 0.04,
         "weight_decay": 0.05,
     }

@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -181,6 +181,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Encodes [H,W,C] as the builder config asks."""
         return images.encode(pixels, self.builder_config.encoding)
 
+    def _create_builder_config(self, builder_config, version):  # TFDS would warn of every config that has no name yet
+        del version
+        return choose_config(type(self), builder_config)
+
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=self.DTYPE)
         names = {"id": tfds.features.Text(), "patient_id": tfds.features.Text()}
@@ -309,11 +313,10 @@ def prepare(
       InputError: raw data missing, inconsistent or corrupt; disk full; unknown builder config.
     """
     module = catalog.load("datasets", dataset) if isinstance(dataset, str) else dataset
-    config = choose_config(module.Builder, builder_config)
     make = functools.partial(
         module.Builder,
         data_dir=Path(data_dir).expanduser(),
-        config=config,
+        config=builder_config,
         manual_dir=manual_dir,
         on_corrupt=on_corrupt,
         workers=workers,
@@ -358,7 +361,7 @@ def choose_config(builder: type[Builder], chosen: str | Mapping[str, Any] | Conf
             if field not in valid:
                 raise InputError(f"builder config of {builder.name}: no {field!r}: {catalog.suggestion(field, valid)}")
         chosen = type(default)(**chosen)
-    return named.get(chosen.name, chosen)  # TFDS wants its own object where the values are those of a named config
+    return named.get(chosen.name, chosen)
 
 
 class Records(Sequence):
@@ -406,7 +409,7 @@ class Records(Sequence):
         return len(self._source)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        record = self._source[index]
+        record = self._source[range(len(self))[index]]  # range raises IndexError, which ends an iteration
         return record | {name: record[name].decode() for name in self._texts}
 
     def __repr__(self) -> str:
@@ -434,6 +437,17 @@ def held_out(patient_id: str, share: float, *, salt: str) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def open_table(path: Path) -> IO[str]:
+    """Opens a CSV file, gzipped or not, without its byte order mark."""
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def table_columns(path: Path) -> list[str]:
+    """The stripped column names of a CSV file, to recognise it by."""
+    with open_table(path) as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
 def read_table(
     path: Path, *, required: Iterable[str] = (), header: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
@@ -445,10 +459,10 @@ def read_table(
     Raises:
       InputError: a required column is missing, or a line has more or fewer cells than the header.
     """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+    names = list(header or table_columns(path))
+    with open_table(path) as file:
         lines = csv.reader(file)
-        names = [name.strip() for name in next(lines, [])]
-        names = list(header or names)
+        next(lines, None)
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{path}: columns {missing} are missing; found {names}")
         for cells in lines:
@@ -477,12 +491,6 @@ def write_table(
     table.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.getvalue() if final_newline else text.getvalue().rstrip("\n"))
-
-
-def head(path: str | Path, size: int = 64) -> bytes:
-    """The first bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read(size)
 
 
 def check_ids(splits: Mapping[str, Sequence[Row]], *, disjoint_patients: bool) -> None:

@@ -121,9 +121,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """Merges a config into the defaults, stream by stream; raises InputError naming an unknown key or a wrong type."""
     config = _merge(DEFAULTS, given, "")
-    config["streams"] = {
-        name: _merge(STREAM, stream, f"streams.{name}.") for name, stream in config["streams"].items()
-    }
+    config["streams"] = {name: _merge(STREAM, stream, f"streams.{name}.") for name, stream in config["streams"].items()}
     config["evaluations"] = {
         name: _merge(EVALUATION, evaluation, f"evaluations.{name}.")
         for name, evaluation in config["evaluations"].items()
@@ -182,7 +180,9 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     chain = dict(config["optimizer"])
     return Training(
         model=model,
-        streams={name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()},
+        streams={
+            name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()
+        },
         evaluations=_evaluations(config, tasks, sources),
         schedule=schedule.build(
             config["schedule"]["name"],
@@ -344,7 +344,8 @@ def balanced_weights(labels: np.ndarray) -> list[list[float]]:
     present = np.nansum(labels, axis=0)
     absent = known.sum(0) - present
     return [
-        [float(p + a) / (2 * max(a, 1.0)), float(p + a) / (2 * max(p, 1.0))] for p, a in zip(present, absent, strict=True)
+        [float(p + a) / (2 * max(a, 1.0)), float(p + a) / (2 * max(p, 1.0))]
+        for p, a in zip(present, absent, strict=True)
     ]
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mediax.files import replace_file
+from mediax.metric_log import read_metrics
 from mediax.metrics import CALIBRATION_BINS
-from mediax.report import read_metrics, replace_file
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which a run without figures should not pay
     from matplotlib.axes import Axes

@@ -109,7 +109,7 @@ class BatchNorm(nnx.Module):
         return ((x - mean) * (self.scale[...] * lax.rsqrt(var + self.epsilon)) + self.bias[...]).astype(self.dtype)
 
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
-        running[...] = self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(batch)
+        running.set_value(self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(batch))
 
 
 def drop_path(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
     if not FLAGS.workdir:
-        raise InputError("--workdir is missing: expected the folder that the run may write to, as in --workdir=runs/first")
+        raise InputError(
+            "--workdir is missing: expected the folder that the run may write to, as in --workdir=runs/first"
+        )
     data_dir = FLAGS.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folders = experiment.Folders(
         manual=Path(FLAGS.manual_dir).expanduser() if FLAGS.manual_dir else None,
@@ -61,8 +63,10 @@ def _quiet_libraries() -> None:
     """Lets the console show what mediax and the metric writers say, and warnings alone of the libraries below them."""
     speakers = (f"{os.sep}mediax{os.sep}", f"{os.sep}metric_writers{os.sep}")
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= logging.converter.STANDARD_WARNING
-        or any(speaker in record.pathname for speaker in speakers)
+        lambda record: (
+            record.levelno >= logging.converter.STANDARD_WARNING
+            or any(speaker in record.pathname for speaker in speakers)
+        )
     )
 
 

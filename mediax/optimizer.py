@@ -85,7 +85,9 @@ def build(
     per_part = dict(per_part or {})
     for pattern in per_part:
         if not any(fnmatchcase(part, pattern) for part in parts):
-            raise InputError(f"config field optimizer.per_part: nothing matches {pattern!r}; {suggestion(pattern, parts)}")
+            raise InputError(
+                f"config field optimizer.per_part: nothing matches {pattern!r}; {suggestion(pattern, parts)}"
+            )
     chains = {}
     for part in parts:
         values = {"peak": peak, "weight_decay": weight_decay, "layer_decay": layer_decay}

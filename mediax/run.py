@@ -59,9 +59,7 @@ def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int
     return state, step
 
 
-def evaluate_all(
-    training: Training, state: train.TrainState, workdir: Path, *, resamples: int
-) -> list[report.Result]:
+def evaluate_all(training: Training, state: train.TrainState, workdir: Path, *, resamples: int) -> list[report.Result]:
     """Evaluates every split of the config, the thresholds coming from the evaluation that each is calibrated on."""
     evaluations = training.evaluations
     collected, results = {}, []

@@ -19,10 +19,10 @@ from mediax.catalog import suggestion
 from mediax.checkpoint import Checkpoints, abstract
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
+from mediax.metric_log import MetricLog
 from mediax.model import Model, Tree
 from mediax.preemption import Preempted, Preemption
 from mediax.progress import Progress
-from mediax.report import MetricLog
 from mediax.schedule import Schedule, Turn
 
 
@@ -84,7 +84,8 @@ def init_state(training: Training, key: jax.Array) -> TrainState:
     """Initialises the parts and their optimizer states from `key`; traced."""
     params, batch_stats = training.model.init(key)
     opt_state = {part: training.optimizer[part].init(params[part]) for part in params}
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, _averages(training, params, batch_stats))
+    averages = _averages(training, params, batch_stats)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, averages)
 
 
 def _averages(training: Training, params: Tree, batch_stats: Tree) -> Tree | None:
@@ -204,6 +205,7 @@ class _Loop:
         self.pending: tuple[int, Tree] | None = None
         is_host = jax.process_index() == 0
         self.log = MetricLog(workdir, resume_step=self.step, host=is_host)
+        self.shown = Progress(training.steps, self.step, host=is_host)
         self.train_step = make_train_step(training, self.shardings)
         self.predict_steps = {
             name: evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
@@ -215,14 +217,11 @@ class _Loop:
     def _fresh_state(self, key: jax.Array) -> TrainState:
         state = jax.jit(partial(init_state, self.training), out_shardings=self.shardings)(key)
         params, batch_stats = self.training.warm_start(state.params, state.batch_stats)
-        state = state.replace(
-            params=params, batch_stats=batch_stats, ema=_averages(self.training, params, batch_stats)
-        )
+        state = state.replace(params=params, batch_stats=batch_stats, ema=_averages(self.training, params, batch_stats))
         return jax.device_put(state, self.shardings)
 
     def run(self) -> None:
         training = self.training
-        progress = Progress(training.steps, self.step)
         while self.step < training.steps and not self.progress["finished"]:
             turn = training.schedule(self.step)
             batch = sharding.to_device(self._next_batch(turn.stream), training.mesh)
@@ -230,21 +229,22 @@ class _Loop:
             self._read_logs()
             self.pending = (self.step, {f"{turn.stream}/{name}": value for name, value in logs.items()})
             self.step += 1
-            progress.update(self.step, training.streams[turn.stream].batch_size, loss=self._recent_loss())
+            self.shown.update(self.step, training.streams[turn.stream].batch_size, loss=self._recent_loss())
             if self.step % training.log_every == 0 or self.step == training.steps:
                 self._write_logs()
             evaluated = self.step % training.evaluate_every == 0 or self.step == training.steps
-            if evaluated:
-                self._evaluate()
             stop = self.preemption.reached(self.step)
-            if stop or evaluated or self.step % training.checkpoint_every == 0:
-                self._save(self.latest)
+            with self.shown.pause():
+                if evaluated:
+                    self._evaluate()
+                if stop or evaluated or self.step % training.checkpoint_every == 0:
+                    self._save(self.latest)
             if stop and self.step < training.steps and not self.progress["finished"]:
                 self.latest.wait()
                 raise Preempted(f"stopped after step {self.step} of {training.steps}; the same command resumes")
-        progress.close()
 
     def close(self) -> None:
+        self.shown.close()
         self.log.close()
         self.latest.close()
         self.best.close()
@@ -273,7 +273,9 @@ class _Loop:
             self.progress["meter"][name] = [total + value, count + 1]
 
     def _recent_loss(self) -> float:
-        losses = [mean(entry) for name, entry in self.progress["meter"].items() if name.split("/")[1:] == ["loss"]]
+        losses = [
+            total / count for name, (total, count) in self.progress["meter"].items() if name.split("/")[1:] == ["loss"]
+        ]
         return losses[0] if losses else math.nan
 
     def _write_logs(self) -> None:
@@ -321,7 +323,8 @@ def best_step(history: list[dict[str, float]], metric: str, mode: str) -> int:
     Raises InputError if no evaluation has a figure of this name.
     """
     if metric not in history[-1]:
-        raise InputError(f"config field best.metric: no figure {metric!r}; {suggestion(metric, set(history[-1]) - {'step'})}")
+        hint = suggestion(metric, set(history[-1]) - {"step"})
+        raise InputError(f"config field best.metric: no figure {metric!r}; {hint}")
     sign = {"max": 1.0, "min": -1.0}[mode]
     defined = [entry for entry in history if math.isfinite(entry[metric])]
     if not defined:

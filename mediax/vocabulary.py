@@ -48,9 +48,9 @@ CHEST_FINDINGS = (
     Term("Emphysema"),
     Term("Chronic Obstructive Pulmonary Disease", (), ("COPD",)),
     Term("Calcification"),
-    Term("Tuberculosis", (), ("TB", "Pulmonary Tuberculosis")),
-    Term("Active Tuberculosis", ("Tuberculosis",)),
-    Term("Latent Tuberculosis", ("Tuberculosis",), ("Obsolete Pulmonary Tuberculosis", "Obsolete Tuberculosis")),
+    Term("Tuberculosis", (), ("TB", "Pulmonary Tuberculosis", "PulmonaryTuberculosis")),
+    Term("Active Tuberculosis", ("Tuberculosis",), ("ActiveTuberculosis",)),
+    Term("Latent Tuberculosis", ("Tuberculosis",), ("ObsoletePulmonaryTuberculosis", "Obsolete Tuberculosis")),
     # Pleura, chest wall, the rest.
     Term("Pneumothorax"),
     Term("Pleural Effusion", (), ("Effusion",)),
@@ -111,14 +111,14 @@ def canonical(name: str) -> str:
       InputError: no such name; the message lists the closest ones.
     """
     spellings = _spellings()
-    key = _key(name)
-    if key not in spellings:
-        close = list(dict.fromkeys(spellings[match] for match in difflib.get_close_matches(key, spellings, 5)))
+    spelling = key(name)
+    if spelling not in spellings:
+        close = list(dict.fromkeys(spellings[match] for match in difflib.get_close_matches(spelling, spellings, 5)))
         hint = f"did you mean {', '.join(map(repr, close))}?" if close else "nothing in mediax/vocabulary.py is close."
         raise InputError(
             f"{name!r} is not a known finding or structure: {hint} A new name is added to vocabulary.TERMS."
         )
-    return spellings[key]
+    return spellings[spelling]
 
 
 def parents(name: str) -> tuple[str, ...]:
@@ -136,10 +136,11 @@ def ancestors(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
+    """What two spellings of one name have in common."""
     return " ".join(re.split(r"[\s_/\-]+", name.strip().lower()))
 
 
 @functools.cache
 def _spellings() -> dict[str, str]:
-    return {_key(spelling): term.name for term in TERMS.values() for spelling in (term.name, *term.synonyms)}
+    return {key(spelling): term.name for term in TERMS.values() for spelling in (term.name, *term.synonyms)}

@@ -68,7 +68,12 @@ def test_layer_decay_and_per_part_values():
 @pytest.mark.parametrize("shape", ["cosine", "linear", "one_cycle", "constant"])
 def test_rates_warm_up_to_the_peak_and_come_down(shape):
     rate = optimizer.learning_rate(
-        shape, peak=2.0, steps=100, warmup_steps=10, start_fraction=0.1, final_fraction=0.0 if shape != "constant" else 1
+        shape,
+        peak=2.0,
+        steps=100,
+        warmup_steps=10,
+        start_fraction=0.1,
+        final_fraction=0.0 if shape != "constant" else 1,
     )
     values = np.asarray([float(rate(step)) for step in range(101)])
     assert values[0] == pytest.approx(0.2) and values[10] == pytest.approx(2.0) and values.max() == pytest.approx(2.0)

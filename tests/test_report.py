@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mediax import report
+from mediax import metric_log, report
 from mediax.errors import InputError
+from mediax.metric_log import MetricLog, read_metrics
 from mediax.metrics import Metric
-from mediax.report import MetricLog, Result, read_metrics, write_results
+from mediax.report import Result, write_results
 
 
 def write_steps(log, start, stop):
@@ -61,7 +62,7 @@ def test_a_killed_and_resumed_run_leaves_the_same_bytes(tmp_path):
 def test_a_process_killed_without_warning_loses_nothing_it_wrote(tmp_path):
     script = (
         "import os, sys\n"
-        "from mediax.report import MetricLog\n"
+        "from mediax.metric_log import MetricLog\n"
         "log = MetricLog(sys.argv[1], resume_step=0)\n"
         "for step in range(1, 8): log.write(step, {'loss': 1.0 / step})\n"
         "os.kill(os.getpid(), 9)\n"
@@ -175,7 +176,7 @@ def test_clu_works_without_tensorflow_through_the_stand_in(tmp_path):
     assert {"loss", "weights"} <= tags and len(tags) == 4
     assert periodic_actions.PeriodicCallback(every_steps=2, callback_fn=lambda **_: None)
     with pytest.raises(NotImplementedError):
-        report.SummaryWriter(str(tmp_path / "other")).write_videos(1, {})
+        metric_log.SummaryWriter(str(tmp_path / "other")).write_videos(1, {})
 
 
 def full_disk(*arguments, **options):

@@ -46,7 +46,12 @@ class Source:
         noise = np.random.default_rng(index).random((SIZE, SIZE, 1))
         labels = [bright, np.nan if index % 5 == 0 else 1 - bright]
         image = (100 * bright + 100 * noise).astype(np.uint8)
-        return {"image": image, "labels": np.asarray(labels, np.float32), "id": str(index), "patient_id": str(index // 2)}
+        return {
+            "image": image,
+            "labels": np.asarray(labels, np.float32),
+            "id": str(index),
+            "patient_id": str(index // 2),
+        }
 
 
 def read(record):

@@ -97,29 +97,29 @@ class Block(nnx.Module):
 class Stem(nnx.Module):
     """7x7 convolution of stride 2, BatchNorm, ReLU, 3x3 max-pooling of stride 2: f[B,H,W,in] -> f[B,H/4,W/4,out].
 
-    With `small` a 3x3 convolution of stride 1 and no pooling, for images of about 32 pixels.
+    With `stride` 1 or 2 a 3x3 convolution of that stride and no pooling, for images of about 32 pixels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, small: bool, dtype: Any, rngs: nnx.Rngs):
-        size, stride = (3, 1) if small else (7, 2)
-        self.conv = _conv(in_channels, out_channels, size, stride, dtype, rngs)
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dtype: Any, rngs: nnx.Rngs):
+        self.pool = stride == 4
+        size, conv_stride = (7, 2) if self.pool else (3, stride)
+        self.conv = _conv(in_channels, out_channels, size, conv_stride, dtype, rngs)
         self.norm = BatchNorm(out_channels, dtype=dtype, rngs=rngs)
-        self.small = small
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = jax.nn.relu(self.norm(self.conv(x), train))
-        return x if self.small else nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x
 
 
 class Backbone(nnx.Module):
     """ResNet without its head: f32[B,H,W,in_channels] -> {stride: f[B,ceil(H/stride),ceil(W/stride),C]}.
 
-    `channels` is {stride: C} for the strides 4, 8, 16, 32, or 1, 2, 4, 8 with `small_input` (no stride and no pooling
-    in the stem). `depths` overrides the variant's; `width` multiplies all channels. `drop_path` is the stochastic depth
+    `channels` is {stride: C} for the strides 4, 8, 16, 32, or `stem_stride` times 1, 2, 4, 8 (1 or 2, without pooling,
+    for small images). `depths` overrides the variant's; `width` multiplies all channels. `drop_path` is the stochastic depth
     rate of the last block; it rises linearly from 0 at the first. `zero_init_residual` starts each block as its
     shortcut. `remat` stores one array per block for the backward pass and recomputes the rest.
     Parameters are f32; the computation and the pyramid are in `dtype`, BatchNorm's statistics in f32.
-    Raises InputError for an unknown variant.
+    Raises InputError for an unknown variant or stem_stride.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Backbone(nnx.Module):
         in_channels: int = 3,
         depths: tuple[int, ...] | None = None,
         width: float = 1.0,
-        small_input: bool = False,
+        stem_stride: int = 4,
         zero_init_residual: bool = False,
         drop_path: float = 0.0,
         remat: bool = False,
@@ -138,14 +138,16 @@ class Backbone(nnx.Module):
     ):
         if variant not in VARIANTS:
             raise InputError(f"ResNet has no variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if stem_stride not in (1, 2, 4):
+            raise InputError(f"ResNet's stem_stride is {stem_stride}; choose 1, 2 or 4.")
         bottleneck = VARIANTS[variant]["bottleneck"]
         self.depths = tuple(depths or VARIANTS[variant]["depths"])
         inner = [round(64 * width) * 2**stage for stage in range(len(self.depths))]
         self.widths = tuple(4 * channels if bottleneck else channels for channels in inner)
-        self.stem_stride = 1 if small_input else 4
+        self.stem_stride = stem_stride
         self.num_layers = 1 + sum(self.depths)
         self.remat = remat
-        self.stem = Stem(in_channels, inner[0], small=small_input, dtype=dtype, rngs=rngs)
+        self.stem = Stem(in_channels, inner[0], stride=stem_stride, dtype=dtype, rngs=rngs)
         rates = iter(np.linspace(0, drop_path, sum(self.depths)).tolist())
         self.stages = nnx.List()
         channels = inner[0]

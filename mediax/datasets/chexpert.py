@@ -6,7 +6,7 @@ Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Label
 Splits
   train   the official training patients but those of `tuning`; labels of the labeler: present, absent, uncertain, blank
   tuning  5 % of the official training patients, for choosing models without touching `valid`: `builder.held_out` with
-          the salt "chexpert"; labels as in train. "train+tuning" is the official training set
+          the salt "chexpert/tuning"; labels as in train. "train+tuning" is the official training set
   valid   the official validation set, 234 images of 200 patients; radiologists' labels, 0 or 1 only
   test    the official test set, 668 images of 500 patients; radiologists' labels, 0 or 1 only
 A split whose files are not there is left out, the others are built.
@@ -147,7 +147,7 @@ class Builder(builder.Builder):
         splits: dict[str, list[builder.Row]] = {"train": [], "tuning": [], "valid": [], "test": []}
         for split, table in release.tables.items():
             for row in self.table_rows(release, table):
-                tuning = split == "train" and builder.held_out(row.patient_id, 0.05, salt="chexpert")
+                tuning = split == "train" and builder.held_out(row.patient_id, 0.05, salt="chexpert/tuning")
                 splits["tuning" if tuning else split].append(row)
         return splits
 
@@ -177,8 +177,8 @@ def search(folder: Path, files: dict[str, list[Path]], patients: dict[str, list[
     """Collects CheXpert's tables and patient folders, looking only into folders with CheXpert's names."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
-        # Other datasets have a train.csv too; CheXpert's tables start at `Path` or `Study`.
-        if entry.name in files and re.match(rb"\W*(Path|Study)\b", builder.head(entry.path)):
+        # Other datasets have a train.csv too, without these columns.
+        if entry.name in files and {"Path", "Study"} & set(builder.table_columns(Path(entry.path))):
             files[entry.name].append(Path(entry.path))
         elif PATIENT.fullmatch(entry.name):
             patients.setdefault(entry.name, []).append(Path(entry.path))
@@ -244,7 +244,7 @@ POLICIES = {
 
 
 def classes(config=None, *, classes: str | None = None, **_) -> tuple[str, ...]:
-    """The classes of `read`'s labels: its option `classes` ("all", "competition"), else those that the config builds."""
+    """The classes of `read`'s labels: its option `classes` ("all", "competition"), else those of the config."""
     chosen = classes or builder.choose_config(Builder, config).classes
     if chosen not in CLASS_SETS:
         raise InputError(f"chexpert: classes={chosen!r}: {catalog.suggestion(chosen, CLASS_SETS)}")

@@ -237,7 +237,7 @@ class FrontalAnatomy:
     @cached_property
     def vertebrae(self) -> np.ndarray:
         """The middles f64[M,2] of the vertebral bodies."""
-        y = -150 + np.cumsum(np.concatenate([np.full(6, 15), np.linspace(15, 26.5, 18)]))
+        y = -150 + np.cumsum(np.concatenate([np.full(6, 15), np.linspace(15, 26.5, 18), np.full(5, 27)]))
         x = self.body.scoliosis * np.sin((y - 40) / 75)
         return self.fit(np.column_stack([x, y]), -0.8)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mediax.phantoms.chest_anatomy import SIDES, FrontalAnatomy
 from mediax.phantoms.chest_canvas import Canvas, edges, ellipse, ribbon
-from mediax.phantoms.chest_scene import Lesion, Scene
+from mediax.phantoms.chest_scene import Lesion, Scene, rounded
 
 # Opacity (the natural logarithm of the weakening) of the whole trunk, and what each part adds or takes.
 TRUNK, AIR = 3.7, 2.25
@@ -61,7 +61,8 @@ class FrontalScene(Scene):
     def air(self) -> np.ndarray:
         """Opacity f32[H,W] that the air in the lungs takes away, in front of and behind the heart too."""
         canvas, size, (_, y) = self.canvas, self.size, self.grid
-        cover = canvas.fill(*self.anatomy.lungs.values(), self.anatomy.mediastinum)
+        between = self.anatomy.fit([(-27, 30), (27, 30), (27, 246), (-27, 246)])  # no gap along the spine
+        cover = canvas.fill(*self.anatomy.lungs.values(), self.anatomy.mediastinum, between)
         level = y / self.scale[1]
         # Above the heart the mediastinum fills the chest from front to back; beside it there is lung behind the heart.
         filled = HEART + (0.92 - HEART) / (1 + np.exp((level - 105) / 9)) + 0.08 / (1 + np.exp((level - 12) / 8))
@@ -104,24 +105,21 @@ class FrontalScene(Scene):
         anatomy, frame, size = self.anatomy, self.frame, self.size
         habitus, y = anatomy.body.habitus, self.grid[1]
         torso = frame.fill(anatomy.torso)
-        rounding = np.sqrt(1 - np.exp(-frame.distance(torso > 0.5) / (24 * size)))
-        level = y / (self.scale[1])
+        rounding = rounded(frame, torso, 17 * size)
+        level = y / self.scale[1]
         thickness = 0.80 + 0.2 / (1 + np.exp(-(level - 60) / 30)) + 0.07 / (1 + np.exp(-(level - 235) / 12))
         thickness = thickness - 0.1 / (1 + np.exp((level + 45) / 14))  # the neck is thin
         trunk = TRUNK * (1 + 0.08 * habitus) * rounding * thickness
-        arms = frame.fill(*anatomy.arms)
-        arms = 2.0 * (1 - np.exp(-frame.distance(arms > 0.5) / (14 * size)))
+        arms = 2.3 * rounded(frame, frame.fill(*anatomy.arms), 11 * size)
         trunk = frame.blur(np.maximum(trunk, arms), 2 * size)
         if anatomy.breasts:
-            breast = sum(
-                np.sqrt(frame.distance(frame.fill(shape) > 0.5) / (45 * size)).clip(0, 1) for shape in anatomy.breasts
-            )
-            trunk += 0.85 * anatomy.body.breast * frame.blur(breast, 2.5 * size)
+            trunk += 0.75 * anatomy.body.breast * rounded(frame, frame.fill(*anatomy.breasts), 13 * size)
         else:
             pectoral = [ellipse((sign * 92, 75), (52, 48)) for sign in SIDES.values()]
             muscle = frame.fill(*(anatomy.fit(shape, 0.5) for shape in pectoral))
             trunk += 0.16 * (1 - anatomy.body.childhood) * frame.blur(muscle, 9 * size)
-        return trunk + 0.05 * frame.blur(self.noise(anatomy.rng(10), 24), 3 * size) * torso
+        mottle = self.noise(anatomy.rng(10), 24) + 0.7 * self.noise(anatomy.rng(13), 9)
+        return trunk + 0.05 * frame.blur(mottle, 3 * size) * torso
 
     def _bones(self) -> np.ndarray:
         anatomy, canvas, size = self.anatomy, self.canvas, self.size

@@ -14,7 +14,7 @@ from mediax.phantoms.chest_canvas import Canvas, edges, ellipse, ribbon, smooth
 from mediax.phantoms.chest_devices import draw_device
 from mediax.phantoms.chest_findings import consolidation, nodule
 from mediax.phantoms.chest_patient import Build, Patient
-from mediax.phantoms.chest_scene import Lesion, Scene, visible_extent
+from mediax.phantoms.chest_scene import Lesion, Scene, rounded, visible_extent
 
 TRUNK, AIR, HEART = 4.0, 2.1, 0.55
 
@@ -224,10 +224,10 @@ class LateralScene(Scene):
     def opacity(self, lesions: list[Lesion]) -> np.ndarray:
         """The whole chest with lesions, opacity f32[H,W]."""
         anatomy, canvas, frame, size = self.anatomy, self.canvas, self.frame, self.size
-        rounding = np.sqrt(1 - np.exp(-frame.distance(frame.fill(anatomy.torso) > 0.5) / (24 * size)))
+        rounding = rounded(frame, frame.fill(anatomy.torso), 17 * size)
         level = self.grid[1] / self.scale[1]
         thickness = 0.74 + 0.26 / (1 + np.exp(-(level - 10) / 16)) + 0.1 / (1 + np.exp(-(level - 225) / 14))
-        arms = 1.3 * np.sqrt(1 - np.exp(-frame.distance(frame.fill(anatomy.raised_arms) > 0.5) / (20 * size)))
+        arms = 1.3 * rounded(frame, frame.fill(anatomy.raised_arms), 14 * size)
         total = self.project(frame.blur(TRUNK * rounding * thickness + arms, 2 * size)) - self.air
         bones = 0.32 * canvas.fill(anatomy.spine) + 0.3 * canvas.fill(*anatomy.vertebrae)
         bones += 0.24 * canvas.stroke([np.concatenate([b, b[:1]]) for b in anatomy.vertebrae], 1.5 * size)
@@ -252,8 +252,8 @@ def pleural_effusion(scene: LateralScene, rng: np.random.Generator, severity: fl
     anatomy, (x, y) = scene.anatomy, scene.grid
     bottom = anatomy.fit(BACK[0])
     height = (40 + 100 * severity) * scene.scale[1]
-    surface = bottom[1] - height * (0.55 + 0.45 * np.abs(x / bottom[0]).clip(0, 1.1) ** 2.5)
-    ramp = 0.9 * (1 - np.exp(-(y - surface).clip(0) / (13 * scene.size)))
+    surface = bottom[1] - height * (0.55 + 0.45 * (x / bottom[0]).clip(0, 1.1) ** 2.5)
+    ramp = 0.9 * (x > 0) * (1 - np.exp(-(y - surface).clip(0) / (13 * scene.size)))
     cover = np.maximum(scene.field["Left"], scene.field["Right"])
     ramp = scene.project(ramp.astype(np.float32))
     return [Lesion("Pleural Effusion", visible_extent(ramp * cover), opacity=ramp * scene.air, vessels=1 - 0.7 * ramp)]

@@ -29,6 +29,11 @@ def visible_extent(ramp: np.ndarray) -> np.ndarray:
     return ramp > VISIBLE * ramp.max()
 
 
+def rounded(canvas: Canvas, cover: np.ndarray, depth: float) -> np.ndarray:
+    """Thickness 0..1 of a round body with outline `cover` f32[H,W]: it grows from the edge over about `depth` mm."""
+    return (2 * canvas.blur(cover, depth) - 1).clip(0) ** 0.6
+
+
 class Scene:
     """Smooth maps are drawn on `frame`, a coarse canvas that moves with the patient, so they are the same at every
     resolution; sharp outlines are drawn on `canvas`, the detector.

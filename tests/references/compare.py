@@ -1,0 +1,124 @@
+"""Builds a network from seeded weights under published names and compares it with a golden of the reference."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from references import seeded
+
+from mediax import pretrained
+from mediax.heads.pooled import Head
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        return dict(file)
+
+
+def published(prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{"family/variant/spelling": {name: shape}} of the published networks whose key starts with `prefix`."""
+    names = json.loads(str(load("published")["names"]))
+    return {key: value for key, value in names.items() if key.startswith(prefix)}
+
+
+def variables_of(module: nnx.Module) -> dict[str, dict]:
+    pure = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    return {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in pure.items()}
+
+
+def flat(tree: dict) -> dict[pretrained.Path, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def set_weights(module: nnx.Module, weights: dict, part: str) -> None:
+    """Sets every parameter and running statistic of `module`; none may be missing or left over."""
+    variables, report = pretrained.warm_start(variables_of(module), weights, part=part)
+    assert not report.left_over and not report.missing
+    nnx.update(module, variables["params"])
+    nnx.update(module, variables["batch_stats"])
+
+
+def assert_checkpoint_fits(family, variant: str, shapes: dict[str, tuple[int, ...]], *, normalize: bool) -> int:
+    """Every published tensor has its place with its shape, and every place its tensor; the number of parameters."""
+    fake = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    parts = family.translate(fake)
+    tracked = sum(name.endswith("num_batches_tracked") for name in shapes)
+    assert len(parts["backbone"]) + len(parts["head"]) + tracked == len(shapes)
+
+    def build():
+        backbone = family.Backbone(variant=variant, rngs=nnx.Rngs(0))
+        return backbone, Head(backbone.channels, 1000, normalize=normalize, rngs=nnx.Rngs(0))
+
+    count = 0
+    for module, part in zip(nnx.eval_shape(build), ("backbone", "head"), strict=True):
+        variables = variables_of(module)
+        places = flat(variables["params"]) | flat(variables["batch_stats"])
+        assert {path: leaf.shape for path, leaf in places.items()} == {p: a.shape for p, a in parts[part].items()}
+        count += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return count
+
+
+def assert_equals_reference(family, golden: str, *, normalize: bool, modes=("inference", "training"), **settings):
+    """Logits, pyramid, gradients of every parameter and running statistics agree with the reference's, in f32."""
+    expected = load(golden)
+    shapes = json.loads(str(expected["shapes"]))
+    weights = family.translate(seeded.tensors(shapes))
+    backbone = family.Backbone(**settings, rngs=nnx.Rngs(0))
+    head = Head(backbone.channels, 10, normalize=normalize, rngs=nnx.Rngs(1))
+    set_weights(backbone, weights["backbone"], "backbone")
+    set_weights(head, weights["head"], "head")
+    definition, params, batch_stats = nnx.split((backbone, head), nnx.Param, nnx.BatchStat)
+    image = jnp.asarray(seeded.normal("image", (2, *expected["image_size"], 3)))
+
+    def loss(params, probe, train):
+        backbone, head = nnx.merge(definition, params, batch_stats, copy=True)
+        pyramid = backbone(image, train=train, rngs=None)
+        logits = head(pyramid, train=train, rngs=None)
+        return jnp.sum(logits * probe), (logits, pyramid, variables_of(backbone)["batch_stats"])
+
+    for mode in modes:
+        probe = seeded.normal("probe", expected[f"{mode}/logits"].shape)
+        gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+        gradients, (logits, pyramid, running) = gradient(params, probe, mode == "training")
+        assert_close(logits, expected[f"{mode}/logits"], 1e-4, f"{golden} {mode} logits")
+        for index, level in enumerate(pyramid.values()):
+            prefix = f"{golden} {mode} level {index}"
+            assert level.shape == tuple(expected[f"{mode}/pyramid/{index}/shape"]), prefix
+            sample = np.asarray(level).reshape(-1)[::97]
+            assert_close(sample, expected[f"{mode}/pyramid/{index}/every_97th"], 1e-4, prefix)
+        ours = dict(zip(("backbone", "head"), map(flat, nnx.to_pure_dict(gradients).values()), strict=True))
+        assert_summary(family, ours, expected, f"{mode}/gradient", shapes, 1e-3)
+        if mode == "training":
+            assert_summary(family, {"backbone": flat(running), "head": {}}, expected, "running", shapes, 1e-4)
+
+
+def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict, tolerance: float) -> None:
+    """Compares every tensor by norm and by a projection, and in full those that the golden keeps."""
+    names = expected[f"{prefix}/names"].tolist()
+    assert sum(map(len, ours.values())) == len(names)
+    directions = seeded.directions({name: shapes[name] for name in names})
+    for name, norm, projection in zip(names, expected[f"{prefix}/norms"], expected[f"{prefix}/projections"], strict=True):
+        [(part, path, direction)] = [
+            (part, path, array)
+            for part, arrays in family.translate({name: directions[name]}).items()
+            for path, array in arrays.items()
+        ]
+        array = np.asarray(ours[part][path], np.float64)
+        assert abs(np.linalg.norm(array) - norm) <= tolerance * norm, (prefix, name)
+        assert abs(np.sum(array * direction) - projection) <= 3 * tolerance * norm, (prefix, name)
+        if f"{prefix}/whole/{name}" in expected:
+            reference = family.translate({name: expected[f"{prefix}/whole/{name}"]})[part][path]
+            assert_close(array, reference, tolerance, f"{prefix} {name}")
+
+
+def assert_close(actual, expected, tolerance: float, what: str) -> None:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, what
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= tolerance, f"{what}: relative difference {error:.1e}"
