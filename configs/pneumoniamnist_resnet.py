@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.backbone = {
         "name": "resnet",
         "channels": 1,
-        "options": {"variant": "18", "width": 0.5, "stem_stride": 2},
+        "options": {"variant": "18", "depths": (2, 2, 2), "width": 0.5, "stem_stride": 2},
     }
     config.streams = {
         "pneumonia": {

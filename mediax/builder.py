@@ -22,6 +22,7 @@ import shutil
 import sys
 import typing
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -163,14 +164,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def example(self, row: Row) -> dict[str, Any]:
         """The record of a row without its ids. Runs in a thread. Override it where masks or boxes follow the image."""
         pixels = self.load(row)
-        if (
-            self.builder_config.size is None
-            and isinstance(row.image, Path)
-            and "encoding" not in self.builder_config.chosen()
-        ):
-            data = row.image.read_bytes()
-            if images.is_plain(data, self.CHANNELS):
-                return {"image": data, **row.fields}
+        kept = isinstance(row.image, Path) and not {"size", "encoding"} & set(self.builder_config.chosen())
+        if kept and images.is_plain(data := row.image.read_bytes(), self.CHANNELS):
+            return {"image": data, **row.fields}
         return {"image": self.encode(self.fit(pixels).image(pixels)), **row.fields}
 
     def fit(self, pixels: np.ndarray) -> images.Fit:
@@ -216,6 +212,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 skipped.append(row.id)
                 continue
             self._done, self._bytes = self._done + 1, self._bytes + len(example["image"])
+            if self._done % max(1, self._planned // 20) == 0:
+                logging.info("%s: %d of %d images", self.name, self._done, self._planned)
             yield row.id, {"id": row.id, "patient_id": row.patient_id, **example}
         if skipped:
             logging.warning(
@@ -437,9 +435,14 @@ def held_out(patient_id: str, share: float, *, salt: str) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def open_table(path: Path) -> IO[str]:
-    """Opens a CSV file, gzipped or not, without its byte order mark."""
-    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="")
+@contextlib.contextmanager
+def open_table(path: Path) -> Iterator[IO[str]]:
+    """Opens a CSV file, gzipped or not, without its byte order mark; raises InputError if it cannot be read."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise InputError(f"{path}: no readable CSV file ({error}); download it again") from error
 
 
 def table_columns(path: Path) -> list[str]:
@@ -499,17 +502,17 @@ def check_ids(splits: Mapping[str, Sequence[Row]], *, disjoint_patients: bool) -
     homes: dict[str, tuple[str, str]] = {}
     for split, rows in splits.items():
         for row in rows:
-            if row.id in seen:
-                raise InputError(
-                    f"{row.where}: image {row.id!r} was listed before, by {seen[row.id]}; keep one of them"
-                )
-            seen[row.id] = row.where
             home, where = homes.setdefault(row.patient_id, (split, row.where))
             if home != split and disjoint_patients:
                 raise InputError(
                     f"{row.where}: its patient is in the split {split!r} and, by {where}, in {home!r} too; "
                     f"a patient may be in one split only: correct the annotation files"
                 )
+            if row.id in seen:
+                raise InputError(
+                    f"{row.where}: image {row.id!r} was listed before, by {seen[row.id]}; keep one of them"
+                )
+            seen[row.id] = row.where
 
 
 def check_files(splits: Mapping[str, Sequence[Row]], workers: int) -> None:
@@ -558,11 +561,11 @@ def existing_parent(path: str | Path) -> Path:
 @contextlib.contextmanager
 def _lock(folder: str | Path) -> Iterator[None]:
     """Holds `folder` against other processes; the operating system frees it when the process ends in any way."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = (Path(folder) / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--data_dir: cannot write to {folder}: {error.strerror}; choose another folder") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((Path(folder) / ".lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(f"--data_dir: cannot write to {folder}: {error}; choose another folder") from error
         yield

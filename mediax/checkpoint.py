@@ -4,6 +4,7 @@ Two folders lie side by side: `latest` to resume from, `best` by the validation 
 name and renames, so a kill at any moment leaves the checkpoint before it whole.
 """
 
+import copy
 import errno
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +37,9 @@ class Checkpoints:
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            progress=ocp.args.JsonSave(dict(progress)),
-            config=ocp.args.JsonSave(dict(config)),
+            # Copies: they are written in the background, while the caller goes on to change his own.
+            progress=ocp.args.JsonSave(copy.deepcopy(dict(progress))),
+            config=ocp.args.JsonSave(copy.deepcopy(dict(config))),
         )
         try:
             self._manager.save(step, args=items)
@@ -53,7 +55,7 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
-                "another model or is damaged: give another --workdir, or delete this folder to go back to the one before."
+                "another model or is damaged: give another --workdir, or delete this folder to go back to an earlier one."
             ) from error
         return restored.state, restored.progress
 

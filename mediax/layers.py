@@ -75,9 +75,9 @@ def patches(x: jax.Array, size: int) -> jax.Array:
 class BatchNorm(nnx.Module):
     """Batch normalisation with torch's conventions (arXiv:1502.03167): f[B,H,W,C] -> f[B,H,W,C] in `dtype`.
 
-    Statistics are f32. In training the biased batch variance normalises and the UNBIASED one enters the running
-    average (`nnx.BatchNorm` stores the biased one, and casts the statistics to `dtype`). The batch is the global one:
-    under a sharded jit the means are means over all devices.
+    Statistics are computed in at least f32 and kept in f32. In training the biased batch variance normalises and the
+    UNBIASED one enters the running average (`nnx.BatchNorm` stores the biased one, and casts the statistics to
+    `dtype`). The batch is the global one: under a sharded jit the means are means over all devices.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             mean = x.mean((0, 1, 2))
             var = jnp.square(x - mean).mean((0, 1, 2))
@@ -109,7 +109,8 @@ class BatchNorm(nnx.Module):
         return ((x - mean) * (self.scale[...] * lax.rsqrt(var + self.epsilon)) + self.bias[...]).astype(self.dtype)
 
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
-        running.set_value(self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(batch))
+        batch = lax.stop_gradient(batch).astype(jnp.float32)
+        running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)
 
 
 def drop_path(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:

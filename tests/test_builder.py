@@ -450,6 +450,13 @@ def test_broken_table_names_column_or_line(tmp_path):
         list(builder.read_table(path, required=("a", "c")))
     with pytest.raises(InputError, match="line 3: 1 cells, the header has 2"):
         list(builder.read_table(path))
+    path.write_bytes(b"a,b\n\xff\xfe,2\n")
+    with pytest.raises(InputError, match=r"table\.csv: no readable CSV file .*; download it again"):
+        list(builder.read_table(path))
+    packed = tmp_path / "table.csv.gz"
+    packed.write_bytes(gzip.compress(b"a,b\n1,2\n" * 1000)[:-20])
+    with pytest.raises(InputError, match=r"table\.csv\.gz: no readable CSV file"):
+        list(builder.read_table(packed))
     with pytest.raises(InputError, match="line 2: a is 'x', expected a number"):
         builder.number("line 2", {"a": "x"}, "a")
     assert np.isnan(builder.number("line 2", {"a": ""}, "a"))

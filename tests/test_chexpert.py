@@ -413,6 +413,11 @@ def test_phantom_is_deterministic_and_its_images_are_small_grey_jpegs(phantoms, 
         assert images.read(path).shape == (39, 32, 1)
 
 
+def test_phantom_of_an_unknown_release_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="release='big': Valid: full, full_batches, small, test"):
+        chexpert.phantom(tmp_path, release="big")
+
+
 def test_phantom_shows_every_finding_in_every_split(phantoms):
     root = phantoms / "small" / "chexpert" / "CheXpert-v1.0-small"
     for split in ("train", "valid"):

@@ -282,29 +282,34 @@ def read(
         raise InputError(f"chexpert: classes={classes!r} cannot be read from records of {len(built)} classes")
     values = {PRESENT: 1.0, ABSENT: 0.0, NOT_MENTIONED: 0.0 if not_mentioned == "absent" else np.nan}
     labels = [
-        uncertain_label(name, uncertainty, seed, example["id"]) if states[name] == UNCERTAIN else values[states[name]]
-        for name in names
+        uncertain_label(policy, seed, example["id"], name) if states[name] == UNCERTAIN else values[states[name]]
+        for name, policy in class_policies(uncertainty, names).items()
     ]
     texts = {name: example[name] for name in ("id", "patient_id", "study_id", "view", "projection", "sex")}
     image = images.decode(example["image"])
     return {"image": image, "labels": np.asarray(labels, np.float32), "age": np.float32(example["age"]), **texts}
 
 
-def uncertain_label(name: str, uncertainty: str | Mapping[str, str], seed: int, image_id: str) -> float:
-    """The value of an uncertain label of a class under a policy, as `read` explains it."""
-    policy = uncertainty
-    if isinstance(uncertainty, Mapping):
-        if unknown := set(uncertainty) - {*CLASSES, "default"}:
-            raise InputError(
-                f"chexpert: uncertainty names {min(unknown)!r}: {catalog.suggestion(min(unknown), CLASSES)}"
-            )
-        policy = uncertainty.get(name, uncertainty.get("default"))
-    if policy not in POLICIES:
-        raise InputError(f"chexpert: uncertainty of {name} is {policy!r}: {catalog.suggestion(policy, POLICIES)}")
+def class_policies(uncertainty: str | Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The uncertainty policy of each class; raises InputError unless each has a known one."""
+    if isinstance(uncertainty, str):
+        uncertainty = {"default": uncertainty}
+    for name in uncertainty:
+        if name not in (*CLASSES, "default"):
+            raise InputError(f"chexpert: uncertainty names {name!r}: {catalog.suggestion(name, CLASSES)}")
+    policies = {name: uncertainty.get(name, uncertainty.get("default")) for name in names}
+    for name, policy in policies.items():
+        if policy not in POLICIES:
+            raise InputError(f"chexpert: uncertainty of {name} is {policy!r}: {catalog.suggestion(policy, POLICIES)}")
+    return policies
+
+
+def uncertain_label(policy: str, *seeds: Any) -> float:
+    """The value of an uncertain label, drawn from the seeds alone where the policy draws."""
     low, high = POLICIES[policy]
-    if low == high or policy == "ignore":
+    if policy not in ("smooth_zeros", "smooth_ones"):
         return low
-    return np.random.default_rng([seed, zlib.crc32(f"{image_id}/{name}".encode())]).uniform(low, high)
+    return np.random.default_rng(zlib.crc32("/".join(map(str, seeds)).encode())).uniform(low, high)
 
 
 # What the chest phantom's findings are called here, with what they imply.
@@ -315,10 +320,10 @@ PHANTOM_LABELS = {
     "Edema": {"Edema", "Lung Opacity"},
     "Atelectasis": {"Atelectasis", "Lung Opacity"},
 }
-# The views of a study, the distribution's oddities first: `view1` may be lateral, `view2` and `view3` frontal.
+# The views of a study; the first patients have the distribution's oddities: `view1` may be lateral, `view3` frontal.
 PHANTOM_VIEWS = (
     ("frontal", "lateral"),
-    ("lateral",),
+    ("lateral", "frontal"),
     ("frontal", "frontal", "lateral"),
     ("frontal", "lateral", "frontal"),
     *[("frontal",)] * 12,
@@ -390,6 +395,8 @@ def phantom(
     """
     counts = {"train": patients, "valid": valid_patients, "test": test_patients}
     for name in (release,) if isinstance(release, str) else release:
+        if name not in PHANTOM_LAYOUTS:
+            raise InputError(f"chexpert: release={name!r}: {catalog.suggestion(name, PHANTOM_LAYOUTS)}")
         for split, (folders, table, prefix) in PHANTOM_LAYOUTS[name].items():
             drawn = [image for rank in range(counts[split]) for image in phantom_patient(seed, split, rank)]
             shape = (round(size * 390 / 320), size)
@@ -423,7 +430,7 @@ def phantom_patient(seed: int, split: str, rank: int) -> Iterator[PhantomImage]:
             findings = frozenset(chest.FINDINGS[rank : rank + 1])
         severity = float(rng.random())
         labels = phantom_labels(rng, split, findings, severity)
-        views = PHANTOM_VIEWS[rank if train and study == 1 and rank < 4 else int(rng.integers(len(PHANTOM_VIEWS)))]
+        views = PHANTOM_VIEWS[rank if study == 1 and rank < 4 else int(rng.integers(len(PHANTOM_VIEWS)))]
         for view, kind in enumerate(views, 1):
             projection = str(rng.choice(projections)) if kind == "frontal" else ""
             drawing = {"patient": patient, "findings": findings, "severity": severity}

@@ -12,7 +12,8 @@ intervals by patient are intervals by image.
 import dataclasses
 import hashlib
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -125,53 +126,57 @@ class Builder(builder.Builder):
         if not builder.reachable(url):
             return None
         path = Path(manager.download(url))
-        found = hashlib.md5(path.read_bytes()).hexdigest()
+        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         if found != self.subset.md5:
-            raise InputError(
-                f"{path}: downloaded from {url} with MD5 {found}, expected {self.subset.md5}; delete it, try again"
-            )
+            path.unlink()
+            raise InputError(f"{url}: the download has the MD5 {found}, expected {self.subset.md5}; try again")
         return path
 
     def rows(self, path):
         arrays = read_arrays(path)
+        check_arrays(path, arrays, self.subset)
         return {split: list(self.split_rows(path, key, arrays)) for split, key in SPLITS.items()}
 
-    def split_rows(self, path: Path, key: str, arrays: Mapping[str, np.ndarray]):
+    def split_rows(self, path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> Iterator[builder.Row]:
         for index, (image, label) in enumerate(zip(arrays[f"{key}_images"], arrays[f"{key}_labels"])):
-            name, where = f"{key}_{index:06d}", f"{path}, {key}_images[{index}]"
-            pixels = image.reshape(*image.shape[:2], -1)
-            if pixels.shape[2] != self.subset.channels:
-                raise InputError(f"{where}: {pixels.shape[2]} channels, expected {self.subset.channels}")
-            yield builder.Row(name, name, pixels, where, self.targets(where, label.reshape(-1).astype(int)))
-
-    def targets(self, where: str, label: np.ndarray) -> dict[str, Any]:
-        """The features of one row of labels."""
-        ordinal, count = self.subset.task == "ordinal-regression", len(self.subset.classes)
-        if len(label) != (1 if ordinal else count) or label.min() < 0 or label.max() >= (count if ordinal else 2):
-            raise InputError(
-                f"{where}: label {label.tolist()} does not fit the {count} classes of {self.builder_config.flag}"
-            )
-        if ordinal:
-            return {"labels": np.eye(count, dtype=np.int8)[label[0]], "grade": label[0]}
-        return {"labels": label.astype(np.int8)}
+            name = f"{key}_{index:06d}"
+            fields = {"labels": label.astype(np.int8)}
+            if self.subset.task == "ordinal-regression":
+                fields = {"labels": np.eye(len(self.subset.classes), dtype=np.int8)[label[0]], "grade": label[0]}
+            yield builder.Row(name, name, image.reshape(*image.shape[:2], -1), f"{path}, {key}_images[{index}]", fields)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads `{train,val,test}_{images,labels}` of a MedMNIST file; raises InputError if it is not whole."""
+    """Reads all arrays of a MedMNIST file; raises InputError if it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: no readable npz file ({error}); download it again") from error
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no readable npz file ({error}); delete it and download it again") from error
+
+
+def check_arrays(path: Path, arrays: Mapping[str, np.ndarray], subset: Subset) -> None:
+    """Raises InputError if `{train,val,test}_{images,labels}` are not what a subset has."""
+    width = len(subset.classes) if subset.task == "multi-label" else 1
+    highest = len(subset.classes) - 1 if subset.task == "ordinal-regression" else 1
+    colour = [3] if subset.channels == 3 else []
+    for name in (f"{key}_{kind}" for key in SPLITS.values() for kind in ("images", "labels")):
+        if name not in arrays:
+            raise InputError(f"{path}: no array {name!r}; found {', '.join(sorted(arrays)) or 'none'}")
+        array = arrays[name]
+        found = f"{path}: {name} is {array.dtype}{list(array.shape)}"
+        if name.endswith("images") and (array.dtype != np.uint8 or array.ndim < 3 or [*array.shape[3:]] != colour):
+            raise InputError(f"{found}; expected uint8 [N, H, W{', 3' if colour else ''}]")
+        if name.endswith("labels"):
+            if array.dtype.kind not in "iu" or array.shape[1:] != (width,):
+                raise InputError(f"{found}; expected integers [N, {width}]")
+            if array.size and not 0 <= array.min() <= array.max() <= highest:
+                wrong = array.max() if array.max() > highest else array.min()
+                raise InputError(f"{path}: {name} holds {wrong}; expected 0 to {highest}")
     for key in SPLITS.values():
-        for name in (f"{key}_images", f"{key}_labels"):
-            if name not in arrays:
-                raise InputError(f"{path}: no array {name!r}; found {', '.join(sorted(arrays)) or 'none'}")
-            if arrays[name].dtype.kind not in "iu" or (name.endswith("images") and arrays[name].dtype != np.uint8):
-                raise InputError(f"{path}: {name} is {arrays[name].dtype}; expected uint8")
-        if len(arrays[f"{key}_images"]) != len(arrays[f"{key}_labels"]):
-            raise InputError(f"{path}: {key} has not as many images as labels")
-    return arrays
+        count, labels = len(arrays[f"{key}_images"]), len(arrays[f"{key}_labels"])
+        if count != labels:
+            raise InputError(f"{path}: {count} {key}_images and {labels} {key}_labels; expected as many of both")
 
 
 def classes(config=None, **_) -> tuple[str, ...]:

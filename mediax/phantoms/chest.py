@@ -1,7 +1,7 @@
 """A procedural chest radiograph with exact truth: who it is, what is wrong, and where.
 
-`frontal` and `lateral` draw one image from a seed; the same arguments give the same bytes in any process. Geometry is in
-millimetres, so that another `size` samples the same patient more finely or coarsely.
+`frontal` and `lateral` draw one image from a seed; the same arguments give the same bytes in any process. Geometry is
+in millimetres, so that another `size` samples the same patient more finely or coarsely.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,13 @@ from mediax.phantoms.chest_canvas import Canvas, posed_canvas
 from mediax.phantoms.chest_detector import Acquisition, develop, exposed_area, sample_acquisition
 from mediax.phantoms.chest_frontal import FrontalScene
 from mediax.phantoms.chest_lateral import LateralAnatomy, LateralScene
-from mediax.phantoms.chest_patient import Build, Patient, build, sample_patient
+from mediax.phantoms.chest_patient import Patient, build, sample_patient
 from mediax.phantoms.chest_scene import Lesion
 
 __all__ = ["FINDINGS", "PREVALENCE", "Patient", "Radiograph", "frontal", "lateral", "sample_findings", "sample_patient"]
 
 FINDINGS = tuple(chest_findings.DRAW)
+ADULT_WIDTH, ADULT_FIELD = 288.0, 400.0  # mm: a man's thorax from rib to rib, and what his radiograph covers
 
 PREVALENCE = {
     "Cardiomegaly": 0.22,
@@ -60,7 +61,7 @@ class Radiograph:
     masks: dict[str, np.ndarray]  # anatomy -> bool[H,W]
     finding_masks: dict[str, np.ndarray]  # finding that is present -> bool[H,W], the union of its instances
     boxes: tuple[tuple[str, int, int, int, int], ...]  # (finding, ymin, xmin, ymax, xmax), half-open, one per instance
-    instances: tuple[np.ndarray, ...]  # bool[H,W], in the order of boxes
+    instances: tuple[np.ndarray, ...]  # bool[H,W], in the order of boxes; a lesion outside of the collimator has none
     landmarks: dict[str, tuple[float, float]]  # name -> (y, x)
     sex: str
     age: float  # years
@@ -108,17 +109,14 @@ def frontal(
     portable = view == "AP"
     acquisition = sample_acquisition(np.random.default_rng([seed, 1]), portable)
     body = build(patient)
-    chance = {finding: np.random.default_rng([seed, 100 + FINDINGS.index(finding)]) for finding in findings}
-    severities = {finding: _severity(chance[finding], severity) for finding in findings}
-
-    anatomy = _frontal_anatomy(patient, body, acquisition, portable, chance, severities)
-    canvas = _canvas(size, body, acquisition, centre=128 * anatomy.scale[1])
-    scene = FrontalScene(anatomy, canvas)
-    lesions = []
-    for finding in findings:
-        lesions += chest_findings.DRAW[finding](scene, chance[finding], severities[finding])
-    image = develop(scene.opacity(lesions), canvas, acquisition, np.random.default_rng([seed, 2]))
-    return _radiograph(image, scene.masks(), lesions, anatomy.landmarks(), canvas, acquisition, patient, view)
+    plan = _plan(seed, findings, severity)
+    raised = chest_findings.volume_loss(*plan["Atelectasis"]) if "Atelectasis" in plan else (0.0, 0.0)
+    yaw = acquisition.yaw * body.thorax_width / ADULT_WIDTH
+    heart_ratio = _heart_ratio(body.heart_ratio + 0.025 * portable, plan)
+    anatomy = FrontalAnatomy(patient, body, heart_ratio, portable, acquisition.inspiration, yaw, raised)
+    scene = FrontalScene(anatomy, _canvas(size, anatomy, acquisition))
+    lesions = [lesion for finding in plan for lesion in chest_findings.DRAW[finding](scene, *plan[finding])]
+    return _radiograph(scene, lesions, acquisition, np.random.default_rng([seed, 2]), view)
 
 
 def lateral(
@@ -131,50 +129,29 @@ def lateral(
 ) -> Radiograph:
     """A lateral radiograph, the patient facing the image's left; both lungs lie on each other. See `frontal`."""
     findings = _check_findings(findings)
-    patient = patient or sample_patient(seed)
     acquisition = sample_acquisition(np.random.default_rng([seed, 3]), portable=False)
+    patient = patient or sample_patient(seed)
     body = build(patient)
-    chance = {finding: np.random.default_rng([seed, 200 + FINDINGS.index(finding)]) for finding in findings}
-    severities = {finding: _severity(chance[finding], severity) for finding in findings}
-    heart_ratio = body.heart_ratio
-    if "Cardiomegaly" in chance:
-        heart_ratio = chest_findings.enlarged_heart_ratio(
-            heart_ratio, chance["Cardiomegaly"], severities["Cardiomegaly"]
-        )
-    anatomy = LateralAnatomy(patient, body, heart_ratio)
-    canvas = _canvas(size, body, acquisition, centre=128 * anatomy.scale[1])
-    scene = LateralScene(anatomy, canvas)
-    lesions = []
+    plan = _plan(seed, findings, severity)
+    anatomy = LateralAnatomy(patient, body, _heart_ratio(body.heart_ratio, plan))
+    scene = LateralScene(anatomy, _canvas(size, anatomy, acquisition))
+    lesions = [lesion for finding in plan for lesion in chest_lateral.DRAW[finding](scene, *plan[finding])]
+    return _radiograph(scene, lesions, acquisition, np.random.default_rng([seed, 4]), "Lateral")
+
+
+def _plan(seed: int, findings: tuple[str, ...], severity: float | None) -> dict[str, tuple[np.random.Generator, float]]:
+    """Finding -> its own chance and its severity: one finding's presence cannot move another."""
+    plan = {}
     for finding in findings:
-        lesions += chest_lateral.DRAW[finding](scene, chance[finding], severities[finding])
-    image = develop(scene.opacity(lesions), canvas, acquisition, np.random.default_rng([seed, 4]))
-    return _radiograph(image, scene.masks(), lesions, anatomy.landmarks(), canvas, acquisition, patient, "Lateral")
+        rng = np.random.default_rng([seed, 100 + FINDINGS.index(finding)])
+        drawn = float(rng.beta(1.8, 1.1))
+        plan[finding] = rng, drawn if severity is None else float(np.clip(severity, 0, 1))
+    return plan
 
 
-def _frontal_anatomy(patient, body: Build, acquisition: Acquisition, portable: bool, chance, severities):
-    """The body on this day: a large heart and a lifted diaphragm are part of the anatomy."""
-    heart_ratio = body.heart_ratio + 0.025 * portable
-    if "Cardiomegaly" in chance:
-        heart_ratio = chest_findings.enlarged_heart_ratio(
-            heart_ratio, chance["Cardiomegaly"], severities["Cardiomegaly"]
-        )
-    raised = (0.0, 0.0)
-    if "Atelectasis" in chance:
-        raised = chest_findings.volume_loss(chance["Atelectasis"], severities["Atelectasis"])
-    return FrontalAnatomy(
-        patient,
-        body,
-        heart_ratio,
-        portable,
-        acquisition.inspiration,
-        acquisition.yaw * body.thorax_width / 288,
-        raised,
-    )
-
-
-def _severity(rng: np.random.Generator, severity: float | None) -> float:
-    drawn = float(rng.beta(1.6, 1.2))
-    return drawn if severity is None else float(np.clip(severity, 0, 1))
+def _heart_ratio(normal: float, plan) -> float:
+    """The heart's size on this day: an enlarged heart is part of the anatomy."""
+    return chest_findings.enlarged_heart_ratio(normal, *plan["Cardiomegaly"]) if "Cardiomegaly" in plan else normal
 
 
 def _check_findings(findings: Iterable[str]) -> tuple[str, ...]:
@@ -186,22 +163,26 @@ def _check_findings(findings: Iterable[str]) -> tuple[str, ...]:
     return tuple(finding for finding in FINDINGS if finding in wanted)
 
 
-def _canvas(size: int | tuple[int, int], body: Build, acquisition: Acquisition, centre: float) -> Canvas:
+def _canvas(size: int | tuple[int, int], anatomy: FrontalAnatomy | LateralAnatomy, acquisition: Acquisition) -> Canvas:
     shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     # A radiographer opens the collimator to the patient's size.
-    scale = body.thorax_width / 288
-    field = 400 * (0.06 + 0.94 * scale) * acquisition.zoom
-    shift = np.array(acquisition.shift) * scale
-    return posed_canvas(shape, field, (shift[0], centre + shift[1]), acquisition.rotation)
+    scale = anatomy.body.thorax_width / ADULT_WIDTH
+    field = ADULT_FIELD * (0.06 + 0.94 * scale) * acquisition.zoom
+    right, down = scale * acquisition.shift[0], scale * acquisition.shift[1]
+    return posed_canvas(shape, field, (right, 128 * anatomy.scale[1] + down), acquisition.rotation)
 
 
 def _radiograph(
-    image, masks, lesions: list[Lesion], landmarks, canvas: Canvas, acquisition, patient, view
+    scene: FrontalScene | LateralScene,
+    lesions: list[Lesion],
+    acquisition: Acquisition,
+    noise: np.random.Generator,
+    view: str,
 ) -> Radiograph:
-    """Truth as far as the collimator shows it."""
-    rows, columns = exposed_area(canvas.shape, acquisition)
+    """The image, and the truth as far as the collimator shows it."""
+    canvas, anatomy = scene.canvas, scene.anatomy
     shown = np.zeros(canvas.shape, bool)
-    shown[rows, columns] = True
+    shown[exposed_area(canvas.shape, acquisition)] = True
     boxes, instances, finding_masks = [], [], {}
     for lesion in lesions:
         mask = lesion.mask & shown
@@ -211,14 +192,14 @@ def _radiograph(
         instances.append(mask)
         finding_masks[lesion.finding] = finding_masks.get(lesion.finding, False) | mask
     return Radiograph(
-        image=image,
-        masks={name: mask & shown for name, mask in masks.items()},
+        image=develop(scene.opacity(lesions), canvas, acquisition, noise),
+        masks={name: mask & shown for name, mask in scene.masks().items()},
         finding_masks=finding_masks,
         boxes=tuple(boxes),
         instances=tuple(instances),
-        landmarks={name: tuple(canvas.pixels(point)[::-1].tolist()) for name, point in landmarks.items()},
-        sex=patient.sex,
-        age=patient.age,
+        landmarks={name: tuple(canvas.pixels(xy)[::-1].tolist()) for name, xy in anatomy.landmarks().items()},
+        sex=anatomy.patient.sex,
+        age=anatomy.patient.age,
         view=view,
         spacing_mm=(canvas.spacing, canvas.spacing),
     )

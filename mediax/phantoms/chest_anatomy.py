@@ -27,7 +27,7 @@ class FrontalAnatomy:
     """Outlines of one patient on one occasion.
 
     `heart_ratio` is the heart's width over the thorax's on the image; `yaw` shifts what lies in front against what lies
-    behind, in mm; `raised` lifts a diaphragm dome: {"Left": mm, "Right": mm}; `portable` is the AP position in bed.
+    behind, in mm; `raised` lifts the (left, right) dome of the diaphragm, in mm; `portable` is the AP position in bed.
     """
 
     patient: Patient
@@ -36,7 +36,7 @@ class FrontalAnatomy:
     portable: bool
     inspiration: float = 1.0
     yaw: float = 0.0
-    raised: tuple[float, float] = (0.0, 0.0)  # left, right
+    raised: tuple[float, float] = (0.0, 0.0)
 
     @property
     def scale(self) -> np.ndarray:
@@ -113,15 +113,15 @@ class FrontalAnatomy:
         wide = 4 * self.portable + 3 * max(self.body.habitus, 0)
         right = [(-25, -16), (-23, 18), (-25 - 3 * aorta - thymus, 50), (-28 - 5 * aorta - thymus, 80)]
         right += [(-29, 110), (-24, 160), (-22, 215), (-21, 262)]
-        left = [
-            (21, 262),
-            (22, 215),
-            (26 + 6 * aorta, 160),
-            (35, 112),
-            (36 + thymus, 95),
+        left = [(21, 262), (22, 215), (26 + 6 * aorta, 160), (35, 112), (36 + thymus, 95)]
+        left += [
             (31 + 5 * aorta + thymus, 82),
+            (35 + 10 * aorta, 68),
+            (33 + 11 * aorta, 53),
+            (25 + 3 * aorta, 36),
+            (21, 14),
+            (23, -16),
         ]
-        left += [(35 + 10 * aorta, 68), (33 + 11 * aorta, 53), (25 + 3 * aorta, 36), (21, 14), (23, -16)]
         points = np.array(right + left, float)
         upper = (points[:, 1] < 100) & (points[:, 1] > 0)
         points[upper, 0] += np.sign(points[upper, 0]) * wide

@@ -9,13 +9,15 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 FRACTION_BITS = 4  # cv2 takes vertices in 1/16 pixel
+CV2_MARGIN = 0.6  # pixels by which cv2's smooth-edged polygons are too large on every side
 
 
 @dataclass(frozen=True)
 class Canvas:
     """A pixel grid over the patient.
 
-    `matrix` f64[2,3] maps (x, y) in mm to pixel edges: the pixel in column j spans [j, j + 1). `spacing` is mm per pixel.
+    `matrix` f64[2,3] maps (x, y) in mm to pixel edges: the pixel in column j spans [j, j + 1). `spacing` is in mm per
+    pixel.
     """
 
     shape: tuple[int, int]
@@ -30,7 +32,7 @@ class Canvas:
         """Coverage f32[H,W] of the union of closed polygons f[N,2] in mm."""
         canvas = np.zeros(self.shape, np.uint8)
         # One call per polygon: within a call cv2 leaves overlaps empty.
-        for vertices in self._vertices(polygons):
+        for vertices in self._vertices(polygons, inset=CV2_MARGIN):
             cv2.fillPoly(canvas, [vertices], 255, cv2.LINE_AA, FRACTION_BITS)
         return canvas * np.float32(1 / 255)
 
@@ -52,7 +54,8 @@ class Canvas:
         pixels = sigma / self.spacing
         if pixels < 0.2:
             return image
-        return cv2.GaussianBlur(image, (0, 0), pixels, borderType=cv2.BORDER_REPLICATE)
+        width = 2 * int(np.ceil(2.5 * pixels)) + 1  # cv2's own choice for f32 is much wider and no better here
+        return cv2.GaussianBlur(image, (width, width), pixels, borderType=cv2.BORDER_REPLICATE)
 
     def distance(self, mask: np.ndarray) -> np.ndarray:
         """Distance f32[H,W] in mm to the nearest pixel outside of a bool mask."""
@@ -66,14 +69,26 @@ class Canvas:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(image, to_source[:2], self.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
-    def _vertices(self, shapes) -> list[np.ndarray]:
-        """Shapes f[N,2] in mm, any N, -> i32[N,2] as cv2 takes them."""
+    def _vertices(self, shapes, inset: float = 0.0) -> list[np.ndarray]:
+        """Shapes f[N,2] in mm, any N, -> i32[N,2] as cv2 takes them; closed ones can shrink by `inset` pixels."""
         if not len(shapes):
             return []
-        points = (self.pixels(np.concatenate(shapes)) - 0.5) * (1 << FRACTION_BITS)
-        vertices = np.rint(points).astype(np.int32)
-        starts = np.cumsum([0, *map(len, shapes)]).tolist()
-        return [vertices[start:end] for start, end in pairwise(starts)]
+        points = self.pixels(np.concatenate(shapes))
+        bounds = np.cumsum([0, *map(len, shapes)])
+        if inset:
+            points = points - inset * _outward(points, bounds)
+        vertices = np.rint((points - 0.5) * (1 << FRACTION_BITS)).astype(np.int32)
+        return [vertices[start:end] for start, end in pairwise(bounds.tolist())]
+
+
+def _outward(points: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Unit normals f64[N,2] of closed polygons that lie one after another between `bounds`."""
+    following, preceding = np.arange(1, len(points) + 1), np.arange(-1, len(points) - 1)
+    following[bounds[1:] - 1], preceding[bounds[:-1]] = bounds[:-1], bounds[1:] - 1
+    (x, y), (next_x, next_y) = points.T, points[following].T
+    turns = np.sign(np.add.reduceat(x * next_y - next_x * y, bounds[:-1]))
+    along = (points[following] - points[preceding]) * np.repeat(turns, np.diff(bounds))[:, None]
+    return along[:, ::-1] * (1, -1) / (np.sqrt((along**2).sum(axis=1, keepdims=True)) + 1e-9)
 
 
 def _square(matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From opacity to a displayed radiograph: exposure, scatter, noise, the display's tone curve, collimation, side marker."""
+"""From opacity to a displayed radiograph: exposure, scatter, noise, tone curve, collimation, side marker."""
 
 from dataclasses import dataclass
 
@@ -32,11 +32,11 @@ def sample_acquisition(rng: np.random.Generator, portable: bool) -> Acquisition:
     return Acquisition(
         rotation=float(np.radians(np.clip(rng.normal(0, 1.2 * spread), -5, 5))),
         shift=tuple(np.clip(rng.normal(0, 4 * spread, 2), -10, 10).tolist()),
-        zoom=float(rng.uniform(0.97, 1.07)),
+        zoom=float(rng.uniform(0.98, 1.06)),
         yaw=float(np.clip(rng.normal(0, 2.5 * spread), -8, 8)),
-        inspiration=float(rng.uniform(0.84, 0.95) if portable else rng.uniform(0.95, 1.03)),
-        centre=float(rng.normal(2.45, 0.12)),
-        width=float(rng.uniform(0.62, 0.86)),
+        inspiration=float(rng.uniform(0.84, 0.95) if portable else rng.uniform(0.96, 1.02)),
+        centre=float(np.clip(rng.normal(2.45, 0.18), 2, 2.9)),
+        width=float(rng.uniform(0.6, 0.9)),
         dose=float(rng.uniform(0.6, 1.6) * (0.7 if portable else 1)),
         collimation=tuple(collimation.tolist()),
         shutter=float(rng.choice([0.0, 0.0, 0.0, 0.02, 0.97])),

@@ -17,7 +17,7 @@ def endotracheal_tube(anatomy: FrontalAnatomy, rng: np.random.Generator) -> list
     """A tube in the trachea; its tip lies 2 to 6 cm above the carina."""
     tip, lean = 82 - rng.uniform(20, 60), rng.normal(0, 1.5)
     line = anatomy.fit(smooth([(lean, -140), (-lean, -70), (lean / 2, 0), (1, tip)]), 0.1)
-    return [([line], 9.0, 0.22), ([line + (3 * anatomy.size, 0)], 1.8, 1.0)]
+    return [([line], 9.0, 0.22), ([line + np.array([3 * anatomy.size, 0])], 1.8, 1.0)]
 
 
 def nasogastric_tube(anatomy: FrontalAnatomy, rng: np.random.Generator) -> list[Part]:
@@ -53,7 +53,7 @@ def pacemaker(anatomy: FrontalAnatomy, rng: np.random.Generator) -> list[Part]:
     start = [(x - 10, y - 19), (92, 22), (58, 22), (10, 34), (-20, 54), (-26, 110)]
     heart = anatomy.heart / anatomy.scale
     apex = np.array([0.62 * heart[:, 0].max(), 236])
-    leads = [smooth([*start, (-22, 170), (5, 222), (apex + (0, -6)).tolist()], samples=90)]
+    leads = [smooth([*start, (-22, 170), (5, 222), (apex - np.array([0, 6])).tolist()], samples=90)]
     if rng.random() < 0.6:
         leads.append(smooth([*start, (-34, 165), (-40, 172), (-44, 150)], samples=90))
     leads = [anatomy.fit(lead, 0.5) for lead in leads]
@@ -68,8 +68,8 @@ def monitor_wires(anatomy: FrontalAnatomy, rng: np.random.Generator) -> list[Par
     for place in places:
         bend = rng.normal(0, 22, 2)
         side = np.sign(place[0])
-        knots = [place, place + (side * 18 + bend[0], 50), place + (-side * 20 + bend[1], 130), (side * 60, 420)]
-        wires.append(anatomy.fit(smooth(np.array(knots, float), samples=50), 1))
+        steps = np.array([(0, 0), (side * 18 + bend[0], 50), (-side * 20 + bend[1], 130)])
+        wires.append(anatomy.fit(smooth([*(place + steps), (side * 60, 420)], samples=50), 1))
         discs.append(ellipse(anatomy.fit(place, 1), (4.2 * anatomy.size, 4.2 * anatomy.size)))
         rings.append(ellipse(anatomy.fit(place, 1), (9.5 * anatomy.size, 9.5 * anatomy.size)))
     return [(wires, 1.6, 0.8), (discs, 0, 1.5), (rings, 0, 0.18)]

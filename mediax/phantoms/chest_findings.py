@@ -12,7 +12,7 @@ from mediax.phantoms.chest_anatomy import SIDES
 from mediax.phantoms.chest_canvas import ribbon, smooth
 from mediax.phantoms.chest_devices import support_devices
 from mediax.phantoms.chest_frontal import FrontalScene
-from mediax.phantoms.chest_scene import Lesion, Scene, visible_extent
+from mediax.phantoms.chest_scene import Lesion, Scene, largest_part, visible_extent
 
 
 def cardiomegaly(scene: FrontalScene, rng: np.random.Generator, severity: float) -> list[Lesion]:
@@ -39,7 +39,8 @@ def pleural_effusion(scene: FrontalScene, rng: np.random.Generator, severity: fl
         lesions.append(
             Lesion(
                 "Pleural Effusion",
-                visible_extent(ramp * (field > 0.5)),
+                # The heart can cut off a corner of the lung: no reader would stretch the box to there.
+                largest_part(visible_extent(ramp * (field > 0.5))),
                 opacity=ramp * scene.air * hidden,
                 vessels=1 - 0.7 * ramp,
             )
@@ -70,12 +71,12 @@ def consolidation(scene: Scene, rng: np.random.Generator, severity: float) -> li
     lesions = []
     taken = np.zeros(scene.frame.shape, bool)
     for _ in range(1 + (rng.random() < 0.3)):
-        radius = (22 + 26 * severity + rng.uniform(0, 10)) * scene.size
+        radius = (25 + 26 * severity + rng.uniform(0, 10)) * scene.size
         side, centre = _place(scene, rng, margin=0.35 * radius, avoid=taken)
         density = _fluffy(scene, rng, centre, radius, side)
         taken |= density > 0.05
         ramp = scene.project(density) * scene.field[side]
-        strength = 0.38 + 0.35 * severity
+        strength = 0.5 + 0.3 * severity
         lesions.append(
             Lesion("Consolidation", visible_extent(ramp), opacity=strength * ramp * scene.air, vessels=1 - 0.8 * ramp)
         )
@@ -121,14 +122,11 @@ def atelectasis(scene: FrontalScene, rng: np.random.Generator, severity: float) 
         lean, bow = SIDES[side] * rng.normal(0.12, 0.2), rng.normal(0, 3) * size
         knots = [(-half, -half * lean), (0, bow), (half, half * lean)]
         line = smooth(np.array(knots) + centre, samples=24)
-        width = (1.8 + 2.0 * severity + rng.uniform(0, 1)) * size
+        width = (2.4 + 2.0 * severity + rng.uniform(0, 1)) * size
         taper = np.sqrt(np.sin(np.linspace(0.08, np.pi - 0.08, 24)))
         plate = scene.canvas.fill(ribbon(line, width * taper)) * scene.field[side]
-        mask = plate > 0.5
-        if not mask.any():
-            continue
         soft = scene.canvas.blur(plate, 0.6 * size)
-        lesions.append(Lesion("Atelectasis", mask, opacity=(0.65 + 0.5 * severity) * soft))
+        lesions.append(Lesion("Atelectasis", plate > 0.5 * plate.max(), opacity=(0.85 + 0.5 * severity) * soft))
     return lesions
 
 
@@ -139,7 +137,7 @@ def _wedge(scene: FrontalScene, side: str, severity: float) -> Lesion:
     wedge = scene.frame.fill(anatomy.fit(knots))
     wedge = scene.project(scene.frame.blur(wedge, 3 * anatomy.size)) * scene.lung_cover[side]
     mask = visible_extent(wedge)
-    opacity = (0.45 + 0.3 * severity) * wedge * scene.air
+    opacity = (0.6 + 0.3 * severity) * wedge * scene.air
     return Lesion("Atelectasis", mask, opacity=opacity, vessels=1 - 0.7 * wedge)
 
 
@@ -151,19 +149,19 @@ def edema(scene: FrontalScene, rng: np.random.Generator, severity: float) -> lis
     for side, sign in SIDES.items():
         centre = anatomy.fit((sign * 58, 132))
         reach = np.hypot((x - centre[0]) / 52, (y - centre[1]) / 78) / size
-        haze = np.exp(-0.5 * (reach / 0.85) ** 4) * (1 + cloud)
+        haze = np.exp(-0.5 * (reach / 0.75) ** 4) * (1 + cloud)
         ramp = scene.project(haze.clip(0).astype(np.float32)) * scene.field[side]
-        lines = _septal_lines(scene, rng, side, sign) * scene.field[side]
-        opacity = (0.26 + 0.34 * severity) * ramp * scene.air + (0.2 + 0.3 * severity) * lines
+        lines = _septal_lines(scene, rng, sign) * scene.field[side]
+        opacity = (0.14 + 0.3 * severity) * ramp * scene.air + (0.2 + 0.3 * severity) * lines
         lesions.append(
             Lesion(
-                "Edema", visible_extent(ramp), opacity=opacity, vessels=1 + (0.4 + 0.6 * severity) * scene.field[side]
+                "Edema", visible_extent(ramp), opacity=opacity, vessels=1 + (0.35 + 0.55 * severity) * scene.field[side]
             )
         )
     return lesions
 
 
-def _septal_lines(scene: FrontalScene, rng: np.random.Generator, side: str, sign: int) -> np.ndarray:
+def _septal_lines(scene: FrontalScene, rng: np.random.Generator, sign: int) -> np.ndarray:
     """Kerley B lines: short, level, touching the wall above the costophrenic angle."""
     level = np.sort(rng.uniform(178, 252, 9))
     wall, length = scene.anatomy.wall(level) - 2, rng.uniform(10, 18, 9)
@@ -172,10 +170,10 @@ def _septal_lines(scene: FrontalScene, rng: np.random.Generator, side: str, sign
 
 
 def nodule(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesion]:
-    """One to three round opacities of 6 to 30 mm."""
+    """One to three round opacities of 6 to 30 mm (in an adult), as dense as granulomas."""
     lesions, taken = [], np.zeros(scene.frame.shape, bool)
-    for _ in range(int(rng.choice([1, 1, 1, 2, 2, 3]))):
-        diameter = np.clip((8 + 19 * severity) * rng.uniform(0.75, 1.15), 6, 30) * scene.size
+    for _ in range(int(rng.choice([1, 1, 2, 2, 3, 3]))):
+        diameter = np.clip((12 + 16 * severity) * rng.uniform(0.7, 1.2), 6, 30) * scene.size
         radius = diameter / 2
         side, centre = _place(scene, rng, margin=radius + 2, avoid=taken)
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -185,15 +183,16 @@ def nodule(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesi
         x, y = scene.grid
         taken |= np.hypot(x - centre[0], y - centre[1]) < 2 * radius + 6
         ball = np.sqrt((1 - ((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (1.15 * radius) ** 2).clip(0.2))
+        cover *= scene.field[side]
+        mask = cover > 0.5 * cover.max()  # a nodule smaller than a pixel still has one
         depth = scene.project(ball.astype(np.float32)) * cover
-        mask = (cover > 0.5) & (scene.field[side] > 0.5)
-        strength = 0.75 + 0.45 * severity
+        strength = 1.5 + 0.4 * severity
         lesions.append(Lesion("Nodule", mask, opacity=strength * scene.canvas.blur(depth, 0.4 * scene.size)))
     return lesions
 
 
 def pneumothorax(scene: FrontalScene, rng: np.random.Generator, severity: float) -> list[Lesion]:
-    """Air beside the collapsed lung: a lucent crescent without vessels, mostly at the apex, behind a thin white line."""
+    """Air beside the collapsed lung: a lucent crescent without vessels, over the apex, behind a thin white line."""
     anatomy, size = scene.anatomy, scene.size
     side = str(rng.choice(["Left", "Right"]))
     sign = SIDES[side]
@@ -204,7 +203,7 @@ def pneumothorax(scene: FrontalScene, rng: np.random.Generator, severity: float)
     span = (lateral & (height < lowest)) | (~lateral & (height < 28 + 22 * severity))
     outer = wall[span]
     progress = np.linspace(0, 1, len(outer))
-    deepest = (20 + 42 * severity) * size
+    deepest = (24 + 42 * severity) * size
     depth = deepest * np.sin(np.pi * progress**0.75) ** 0.7 + 0.5
     hilum = anatomy.fit((sign * 38, 135))
     towards = hilum - outer
@@ -212,7 +211,7 @@ def pneumothorax(scene: FrontalScene, rng: np.random.Generator, severity: float)
     inner = smooth(inner[np.linspace(0, len(inner) - 1, 9).astype(int)], samples=60)
     region = scene.canvas.fill(np.concatenate([wall[span] - 0.2 * towards, inner[::-1]])) * scene.field[side]
     line = scene.canvas.stroke([inner], 1.5 * size) * scene.field[side]
-    opacity = scene.canvas.blur((0.5 + 0.4 * line) * line - (0.32 + 0.14 * severity) * region, 0.3 * size)
+    opacity = scene.canvas.blur((0.7 + 0.4 * line) * line - (0.45 + 0.25 * severity) * region, 0.3 * size)
     return [Lesion("Pneumothorax", region > 0.5, opacity=opacity, vessels=1 - region)]
 
 
@@ -224,7 +223,7 @@ def _choose_sides(rng: np.random.Generator, both: float) -> tuple[str, ...]:
 
 
 def _place(scene: Scene, rng: np.random.Generator, margin: float, band=(0.0, 1.0), avoid=None):
-    """A side and a point f64[2] in mm inside a lung field, `margin` mm from its edge and within a band of its height."""
+    """A side and a point f64[2] in mm inside a lung field, `margin` mm from its edge, in a band of its height."""
     u, jitter = rng.random(), rng.uniform(-0.5, 0.5, 2)
     left, right = scene.frame_lungs["Left"], scene.frame_lungs["Right"]
     x, y = scene.grid

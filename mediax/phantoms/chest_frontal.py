@@ -34,6 +34,20 @@ class FrontalScene(Scene):
         return self.canvas.fill(self.anatomy.mediastinum)
 
     @cached_property
+    def rib_covers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior and anterior ribs, f32[H,W] each."""
+        posterior, anterior = self.anatomy.ribs
+        return self.canvas.fill(*posterior), self.canvas.fill(*anterior)
+
+    @cached_property
+    def clavicle_covers(self) -> dict[str, np.ndarray]:
+        return {name: self.canvas.fill(ribbon(*clavicle)) for name, clavicle in self.anatomy.clavicles.items()}
+
+    @cached_property
+    def spine_cover(self) -> np.ndarray:
+        return self.canvas.fill(self.anatomy.spine)
+
+    @cached_property
     def silhouette(self) -> np.ndarray:
         """Heart and mediastinum together, f32[H,W]."""
         return np.maximum(self.heart_cover, self.mediastinum_cover)
@@ -70,21 +84,19 @@ class FrontalScene(Scene):
         blocked = np.maximum(
             HEART * self.heart_cover, self.project(np.ascontiguousarray(filled)) * self.mediastinum_cover
         )
-        depth = AIR * (1 - 0.08 * self.anatomy.portable) * self.project(self._air_depth)
+        depth = AIR * self.anatomy.body.aeration * (1 - 0.08 * self.anatomy.portable) * self.project(self._air_depth)
         return depth * canvas.blur(cover * (1 - blocked), 0.8 * size)
 
     def masks(self) -> dict[str, np.ndarray]:
         """Anatomy bool[H,W] by name."""
         anatomy, canvas = self.anatomy, self.canvas
-        posterior, anterior = anatomy.ribs
         heart = self.heart_cover > 0.5
         masks = {f"{side} Lung": self.field[side] > 0.5 for side in SIDES}
         masks["Heart"] = heart
         masks["Mediastinum"] = (self.mediastinum_cover > 0.5) | heart
-        for name, (line, width) in anatomy.clavicles.items():
-            masks[name] = canvas.fill(ribbon(line, width)) > 0.5
-        masks["Spine"] = canvas.fill(anatomy.spine) > 0.5
-        masks["Ribs"] = canvas.fill(*posterior, *anterior) > 0.5
+        masks |= {name: cover > 0.5 for name, cover in self.clavicle_covers.items()}
+        masks["Spine"] = self.spine_cover > 0.5
+        masks["Ribs"] = np.maximum(*self.rib_covers) > 0.5
         body = canvas.fill(anatomy.torso, *anatomy.arms) > 0.5
         masks["Body"] = body
         masks["Diaphragm"] = (canvas.fill(*self._below_domes()) > 0.5) & body & ~heart
@@ -95,7 +107,7 @@ class FrontalScene(Scene):
         parts = []
         for side in SIDES:
             dome = self.anatomy.fit(self.anatomy.lung_curves(side)[1])
-            floor = dome[::-1] + (0, 60 * self.size)
+            floor = dome[::-1] + np.array([0, 60 * self.size])
             middle = np.array([[0, dome[-1, 1]], [0, floor[0, 1]]])
             parts.append(np.concatenate([dome, middle, floor]))
         return parts
@@ -125,11 +137,11 @@ class FrontalScene(Scene):
         anatomy, canvas, size = self.anatomy, self.canvas, self.size
         density = anatomy.body.bone
         posterior, anterior = anatomy.ribs
-        bones = 0.26 * canvas.fill(*posterior) + 0.24 * canvas.stroke(edges(posterior), 1.5 * size)
-        bones += 0.19 * canvas.fill(*anterior) + 0.16 * canvas.stroke(edges(anterior), 1.5 * size)
+        bones = 0.26 * self.rib_covers[0] + 0.24 * canvas.stroke(edges(posterior), 1.5 * size)
+        bones += 0.19 * self.rib_covers[1] + 0.16 * canvas.stroke(edges(anterior), 1.5 * size)
         bones *= 1 - 0.4 * self.silhouette  # ribs fade where there is no air around them
         clavicles = np.stack([ribbon(line, width) for line, width in anatomy.clavicles.values()])
-        bones += 0.34 * canvas.fill(*clavicles) + 0.2 * canvas.stroke(edges(clavicles), 1.8 * size)
+        bones += 0.34 * sum(self.clavicle_covers.values()) + 0.2 * canvas.stroke(edges(clavicles), 1.8 * size)
         bones += 0.16 * canvas.fill(*anatomy.scapulae) + 0.12 * canvas.stroke(anatomy.scapulae, 1.6 * size)
         bones += 0.75 * canvas.fill(*anatomy.humeri)
         return density * canvas.blur(bones + self._spine(), 0.7 * size)
@@ -144,7 +156,7 @@ class FrontalScene(Scene):
         pedicles = np.concatenate([middles + half * (sign * 0.62, -0.3) for sign in (-1, 1)])
         pedicles = ellipse(pedicles, (2.6 * size, 4 * size), samples=16)
         processes = ellipse(middles + half * (0, 0.7), (2.4 * size, 6.5 * size), samples=16)
-        column = 0.17 * canvas.fill(anatomy.spine) + 0.16 * canvas.fill(*bodies)
+        column = 0.17 * self.spine_cover + 0.16 * canvas.fill(*bodies)
         column += 0.16 * canvas.stroke(bodies, 1.4 * size) + 0.18 * canvas.stroke(pedicles, 1.6 * size)
         return column + 0.2 * canvas.fill(*processes)
 

@@ -1,7 +1,7 @@
 """The lateral chest: the patient faces the image's left, so the spine stands on its right.
 
-The origin is the middle of the chest at the height of the lungs' apices; x grows towards the back, y downwards. Points are
-written for an adult male thorax of 200 x 275 mm and fitted to the patient.
+The origin is the middle of the chest at the height of the lungs' apices; x grows towards the back, y downwards. Points
+are written for an adult male thorax of 200 x 275 mm and fitted to the patient.
 """
 
 from dataclasses import dataclass
@@ -189,7 +189,13 @@ class LateralScene(Scene):
         depth = 0.5 + 0.5 * (1 - np.exp(-self.frame.distance(lungs) / (26 * self.size)))
         blocked = self.frame.fill(self.anatomy.mediastinum) * 0.4
         blocked = self.project(self.frame.blur(depth * (1 - blocked), 3.5 * self.size))
-        return AIR * both * blocked * (1 - HEART * self.canvas.blur(self.heart_cover, 1.5 * self.size))
+        return (
+            AIR
+            * self.anatomy.body.aeration
+            * both
+            * blocked
+            * (1 - HEART * self.canvas.blur(self.heart_cover, 1.5 * self.size))
+        )
 
     def masks(self) -> dict[str, np.ndarray]:
         """Anatomy bool[H,W] by name."""
@@ -202,7 +208,7 @@ class LateralScene(Scene):
         masks["Ribs"] = canvas.fill(*anatomy.ribs) > 0.5
         masks["Body"] = canvas.fill(anatomy.torso, anatomy.raised_arms) > 0.5
         below = anatomy.fit(smooth(DOME))
-        floor = below[::-1] + (0, 60 * self.size)
+        floor = below[::-1] + np.array([0, 60 * self.size])
         masks["Diaphragm"] = (canvas.fill(np.concatenate([below, floor])) > 0.5) & ~masks["Left Lung"] & masks["Body"]
         return masks
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mediax.errors import InputError
+
 SEXES = ("Female", "Male")
 
 
@@ -11,12 +13,19 @@ SEXES = ("Female", "Male")
 class Patient:
     """One person: the same patient has the same body on every radiograph.
 
-    `sex` is "Female" or "Male", `age` is in years (0 to 90), `seed` fixes everything else about the body.
+    `sex` is "Female" or "Male", `age` is in years (0 to 90), `seed` fixes everything else about the body. Raises
+    InputError on other values.
     """
 
     sex: str
     age: float
     seed: int
+
+    def __post_init__(self):
+        if self.sex not in SEXES:
+            raise InputError(f"sex: found {self.sex!r}, expected one of {list(SEXES)}.")
+        if not 0 <= self.age <= 90:
+            raise InputError(f"age: found {self.age!r}, expected years from 0 to 90.")
 
 
 def sample_patient(seed: int, *, sex: str | None = None, age: float | None = None) -> Patient:
@@ -45,6 +54,7 @@ class Build:
     scoliosis: float  # mm of lateral deviation
     diaphragm_step: float  # mm that the left dome lies below the right one
     rib_tilt: float  # drop of a rib from back to front
+    aeration: float  # air in the lungs
 
 
 def build(patient: Patient) -> Build:
@@ -73,4 +83,5 @@ def build(patient: Patient) -> Build:
         scoliosis=float(2.5 * draw[8] * (1 + ageing)),
         diaphragm_step=float(11 + 3 * draw[9]),
         rib_tilt=float((1 - 0.5 * childhood) * (1 + 0.12 * ageing) * (1 + 0.06 * draw[10])),
+        aeration=float(1 + 0.075 * draw[11]),
     )

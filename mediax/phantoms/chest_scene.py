@@ -29,6 +29,13 @@ def visible_extent(ramp: np.ndarray) -> np.ndarray:
     return ramp > VISIBLE * ramp.max()
 
 
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a bool mask."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    sizes = stats[1:, cv2.CC_STAT_AREA]
+    return labels == 1 + np.argmax(sizes) if len(sizes) else mask
+
+
 def rounded(canvas: Canvas, cover: np.ndarray, depth: float) -> np.ndarray:
     """Thickness 0..1 of a round body with outline `cover` f32[H,W]: it grows from the edge over about `depth` mm."""
     return (2 * canvas.blur(cover, depth) - 1).clip(0) ** 0.6

@@ -1,0 +1,121 @@
+"""The contracts of the four folders: each file in them is checked the moment it exists."""
+
+import dataclasses
+import hashlib
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mediax import builder, catalog, vocabulary
+from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
+from mediax.errors import InputError
+
+DATASETS, BACKBONES, HEADS, TASKS = map(catalog.names, catalog.FOLDERS)
+
+
+def _digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module", params=DATASETS)
+def dataset(request, tmp_path_factory):
+    """Gives (module, raw tree, built folder) of a dataset, built with its first config from its phantom."""
+    module = catalog.load("datasets", request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    module.phantom(folder / "raw" / request.param, seed=1)
+    return module, folder / "raw", builder.prepare(module, data_dir=folder / "built", manual_dir=folder / "raw")
+
+
+def test_dataset_says_what_it_is(dataset):
+    module = dataset[0]
+    name = module.__name__.rpartition(".")[2]
+    assert module.__doc__ and module.Builder.name == name
+    assert all(getattr(module.SOURCE, field.name) for field in dataclasses.fields(module.SOURCE))
+    assert set(module.classes()) <= set(module.CLASSES)
+    assert [vocabulary.canonical(label) for label in module.CLASSES] == list(module.CLASSES)
+
+
+def test_dataset_reads_into_the_schema(dataset):
+    module, _, built = dataset
+    patients = {}
+    for split in builder.tfds.builder_from_directory(str(built)).info.splits:
+        records = builder.Records(built, split)
+        examples = [module.read(records[index]) for index in range(len(records))]
+        for example in examples:
+            assert example["image"].dtype == np.uint8 and example["image"].ndim == 3
+            assert {"id", "patient_id"} <= set(example)
+            sized = {**example, "image": np.zeros((2, 2, 1)), "valid": True}
+            batch = stack([sized, sized])
+            check(batch)
+            assert set(batch) <= {*FIELDS, *HOST_FIELDS} and set(device_fields(batch)) <= set(FIELDS)
+            if "labels" in example:
+                known = example["labels"][~np.isnan(example["labels"])]
+                assert len(example["labels"]) == len(module.classes()) and ((known >= 0) & (known <= 1)).all()
+            assert patients.setdefault(example["patient_id"], split) == split
+    assert patients
+
+
+def test_dataset_builds_the_same_bytes_twice(dataset, tmp_path):
+    module, raw, built = dataset
+    again = builder.prepare(module, data_dir=tmp_path, manual_dir=raw)
+    assert _digest(again) == _digest(built)
+
+
+def test_dataset_without_data_says_what_is_missing(dataset, tmp_path, monkeypatch):
+    module = dataset[0]
+    monkeypatch.setattr(builder, "reachable", lambda *arguments, **options: False)
+    with pytest.raises(InputError) as caught:
+        builder.prepare(module, data_dir=tmp_path / "built", manual_dir=tmp_path)
+    message = str(caught.value)
+    for said in (module.SOURCE.homepage, module.SOURCE.licence, module.SOURCE.download_size, str(tmp_path), ":phantom"):
+        assert said in message
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone(name):
+    module = catalog.load("backbones", name)
+    assert module.__doc__ and len(module.MEAN) == len(module.STD) == 3 and set(module.PUBLISHED) <= set(module.VARIANTS)
+    for variant in module.VARIANTS:
+        backbone = nnx.eval_shape(lambda v=variant: module.Backbone(variant=v, in_channels=1, rngs=nnx.Rngs(0)))
+        params = nnx.to_pure_dict(nnx.state(backbone, nnx.Param))
+        paths = [tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        layers = {backbone.layer_of(path) for path in paths}
+        assert layers == set(range(backbone.num_layers)), variant
+    image = jnp.zeros((2, 64, 96, 1))
+    small = nnx.eval_shape(lambda: module.Backbone(in_channels=1, rngs=nnx.Rngs(0)))
+    pyramid = nnx.eval_shape(lambda m: m(image, train=False, rngs=None), small)
+    assert {stride: features.shape for stride, features in pyramid.items()} == {
+        stride: (2, 64 // stride, 96 // stride, channels) for stride, channels in small.channels.items()
+    }
+    with pytest.raises(InputError):
+        module.Backbone(variant="no such variant", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError):
+        module.translate({"no.such.weight": np.zeros(1)})
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head(name):
+    module = catalog.load("heads", name)
+    assert module.__doc__ and module.Head.__doc__
+    assert list(inspect.signature(module.Head.__init__).parameters)[-1] == "rngs"
+    assert {"train", "rngs"} <= set(inspect.signature(module.Head.__call__).parameters)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task(name):
+    module = catalog.load("tasks", name)
+    assert module.__doc__ and dataclasses.is_dataclass(module.Task)
+    for method in ("parts", "apply", "count", "loss", "predict", "targets", "calibrate", "metrics", "draw"):
+        assert getattr(module.Task, method).__doc__, f"{name}.Task.{method} has no docstring"
+
+
+@pytest.mark.parametrize("folder", catalog.FOLDERS)
+def test_a_typo_lists_the_valid_names(folder):
+    valid = catalog.names(folder)[0]
+    with pytest.raises(InputError, match=f"did you mean '{valid}'"):
+        catalog.load(folder, valid + "x")

@@ -1,0 +1,162 @@
+"""ConvNeXt equals the authors' network (tests/references/backbones.py wrote the goldens), and its options work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from references import compare, seeded
+
+from mediax.backbones import convnext
+from mediax.errors import InputError
+from mediax.heads.pooled import Head
+
+ODD = {"depths": (1, 2, 3, 1), "widths": (8, 16, 24, 40)}
+MILLIONS = {"tiny": 28.6, "small": 50.2, "base": 88.6, "large": 197.8, "xlarge": 350.2}  # the authors' table
+PUBLISHED = compare.published("convnext/")
+
+
+def random_image(*shape):
+    return seeded.normal("image", shape)
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_every_published_tensor_has_its_place(key):
+    _, variant, _ = key.split("/")
+    count = compare.assert_checkpoint_fits(convnext, variant, PUBLISHED[key], normalize=True)
+    assert count == sum(np.prod(shape, dtype=int) for shape in PUBLISHED[key].values())
+    if variant in MILLIONS:
+        assert round(count / 1e6, 1) == MILLIONS[variant]
+
+
+def test_published_names_cover_the_variants():
+    spellings = {tuple(key.split("/")[1:]) for key in PUBLISHED}
+    assert {variant for variant, spelling in spellings if spelling == "timm"} == set(convnext.VARIANTS)
+    assert {variant for variant, spelling in spellings if spelling == "authors"} == set(MILLIONS)
+
+
+def test_equals_the_authors_network_at_a_size_its_strides_do_not_divide():
+    compare.assert_equals_reference(convnext, "convnext_odd", normalize=True, mode="training", **ODD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_tiny_equals_the_authors_network(mode):
+    compare.assert_equals_reference(convnext, "convnext_tiny", normalize=True, mode=mode, variant="tiny")
+
+
+def test_remat_changes_neither_outputs_nor_gradients():
+    image = random_image(2, 16, 16, 1)
+
+    def run(remat):
+        settings = {"depths": (1, 2), "widths": (4, 8), "drop_path": 0.5, "layer_scale": 1.0}
+        backbone = convnext.Backbone(in_channels=1, remat=remat, **settings, rngs=nnx.Rngs(0))
+        definition, params = nnx.split(backbone)
+
+        def loss(params):
+            pyramid = nnx.merge(definition, params)(image, train=True, rngs=nnx.Rngs(5))
+            return jnp.sum(pyramid[8] ** 2), pyramid
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    plain, rematerialised = jax.tree.leaves(run(False)), jax.tree.leaves(run(True))
+    for a, b in zip(plain, rematerialised, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_pyramid_follows_the_stem_stride(stride):
+    backbone = nnx.eval_shape(lambda: convnext.Backbone(variant="atto", stem_stride=stride, rngs=nnx.Rngs(0)))
+    pyramid = nnx.eval_shape(lambda b, x: b(x, train=False, rngs=None), backbone, jnp.zeros((2, 32, 64, 3)))
+    assert {level: x.shape for level, x in pyramid.items()} == {
+        s: (2, 32 // s, 64 // s, c) for s, c in backbone.channels.items()
+    }
+    assert list(pyramid) == [stride, 2 * stride, 4 * stride, 8 * stride]
+
+
+def test_computes_in_bfloat16_with_f32_parameters():
+    build = {"depths": (1, 1), "widths": (8, 16), "layer_scale": 1.0}
+    image = random_image(1, 16, 16, 3)
+    exact = convnext.Backbone(**build, rngs=nnx.Rngs(0))
+    rounded = convnext.Backbone(**build, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
+    expected, actual = exact(image, train=False, rngs=None)[8], rounded(image, train=False, rngs=None)[8]
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03 * float(jnp.abs(expected).max()))
+
+
+def test_stochastic_depth_drops_whole_images_and_rises_linearly():
+    backbone = convnext.Backbone(depths=(2, 3), widths=(4, 8), drop_path=0.8, layer_scale=1.0, rngs=nnx.Rngs(0))
+    rates = [block.drop_path for stage in backbone.stages for block in stage.blocks]
+    np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8])
+
+    block = backbone.stages[0].blocks[1]  # rate 0.2
+    x = jnp.asarray(random_image(400, 2, 2, 4))
+    residual = block(x, False, None) - x
+    dropped = block(x, True, nnx.Rngs(1)) - x
+    kept = jnp.abs(dropped).max((1, 2, 3)) > 0
+    assert 0.72 < kept.mean() < 0.88
+    np.testing.assert_allclose(dropped[kept], residual[kept] / 0.8, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights_follow_the_authors():
+    backbone = convnext.Backbone(depths=(1, 1), widths=(32, 64), rngs=nnx.Rngs(0))
+    block = backbone.stages[1].blocks[0]
+    for kernel in (block.expand.kernel, block.project.kernel, block.depthwise.kernel, backbone.stem.conv.kernel):
+        assert abs(float(kernel[...].std()) / 0.02 - 1) < 0.05
+    np.testing.assert_array_equal(block.layer_scale[...], np.full(64, 1e-6, np.float32))
+
+
+def test_layers_of_small_to_xlarge_are_the_authors():
+    backbone = nnx.eval_shape(lambda: convnext.Backbone(variant="small", rngs=nnx.Rngs(0)))
+    assert backbone.num_layers == 13
+    assert backbone.layer_of(("stem", "norm", "scale")) == 0
+    assert backbone.layer_of(("stages", 0, "blocks", 2, "norm", "scale")) == 1
+    assert backbone.layer_of(("stages", 1, "downsample", "conv", "kernel")) == 2
+    assert [backbone.layer_of(("stages", 2, "blocks", b, "layer_scale")) for b in (0, 2, 3, 26)] == [3, 3, 4, 11]
+    assert backbone.layer_of(("stages", 3, "downsample", "norm", "bias")) == 12
+    layers = {backbone.layer_of(path) for path in compare.flat(compare.variables_of(backbone)["params"])}
+    assert layers == set(range(13))
+
+
+def test_one_grey_channel_equals_grey_in_rgb():
+    rgb = convnext.Backbone(**ODD, rngs=nnx.Rngs(0))
+    shapes = {name: shape for name, shape in _shapes_of_odd().items() if not name.startswith(("head", "norm"))}
+    weights = convnext.translate(seeded.tensors(shapes))["backbone"]
+    compare.set_weights(rgb, weights, "backbone")
+    grey = convnext.Backbone(**ODD, in_channels=1, rngs=nnx.Rngs(0))
+    compare.set_weights(grey, convnext.adapt_input(weights, mean=(0.53,), std=(0.21,)), "backbone")
+
+    image = np.random.default_rng(0).random((2, 37, 45, 1), np.float32)
+    expected = rgb((image - np.array(convnext.MEAN)) / np.array(convnext.STD), train=False, rngs=None)
+    actual = grey((image - 0.53) / 0.21, train=False, rngs=None)
+    for level in expected:
+        compare.assert_close(actual[level], expected[level], 1e-5, f"level {level}")
+
+
+def _shapes_of_odd():
+    import json
+
+    return json.loads(str(compare.load("convnext_odd")["shapes"]))
+
+
+def test_head_pools_normalises_and_drops():
+    head = Head({4: 8, 8: 16}, 3, normalize=True, dropout=0.5, rngs=nnx.Rngs(0))
+    pyramid = {4: jnp.zeros((2, 8, 8, 8)), 8: jnp.asarray(random_image(2, 4, 4, 16))}
+    pooled = np.asarray(pyramid[8]).mean((1, 2))
+    normal = (pooled - pooled.mean(1, keepdims=True)) / np.sqrt(pooled.var(1, keepdims=True) + 1e-6)
+    expected = normal @ np.asarray(head.linear.kernel[...])
+    np.testing.assert_allclose(head(pyramid, train=False, rngs=None), expected, rtol=1e-4, atol=1e-5)
+    first, second = (head(pyramid, train=True, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    assert not np.allclose(first, second)
+
+
+def test_messages_name_the_choices():
+    with pytest.raises(InputError, match="no variant 'huge'; choose one of atto, .*xlarge"):
+        convnext.Backbone(variant="huge", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="stem_stride is 3"):
+        convnext.Backbone(stem_stride=3, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="same length"):
+        convnext.Backbone(depths=(1, 2), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="built for 3 input channels"):
+        convnext.Backbone(depths=(1,), widths=(4,), rngs=nnx.Rngs(0))(jnp.zeros((1, 8, 8, 1)), train=False, rngs=None)

@@ -1,0 +1,157 @@
+"""ResNet equals torchvision's (tests/references/backbones.py wrote the goldens), and its options work.
+
+Gradients are compared in float64: see `run` in tests/references/backbones.py for why float32 cannot.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from references import compare, seeded
+
+from mediax.backbones import resnet
+from mediax.errors import InputError
+
+MILLIONS = {"18": 11.69, "34": 21.80, "50": 25.56, "101": 44.55}  # torchvision's table
+PUBLISHED = compare.published("resnet/")
+TINY = {"variant": "18", "depths": (1, 1), "width": 0.125}
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_every_published_tensor_has_its_place(key):
+    _, variant, _ = key.split("/")
+    count = compare.assert_checkpoint_fits(resnet, variant, PUBLISHED[key], normalize=False)
+    assert round(count / 1e6, 2) == MILLIONS[variant]
+
+
+def test_published_names_cover_the_variants():
+    assert {tuple(key.split("/")[1:]) for key in PUBLISHED} == {
+        (variant, spelling) for variant in resnet.VARIANTS for spelling in ("torchvision", "timm")
+    }
+
+
+def test_18_trains_as_torchvision():
+    compare.assert_equals_reference(
+        resnet,
+        "resnet_18",
+        normalize=False,
+        mode="training",
+        dtype=jnp.float64,
+        tolerance=1e-6,
+        variant="18",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize(
+    ("golden", "settings"),
+    [
+        ("resnet_18", {"variant": "18"}),
+        ("resnet_18_odd", {"variant": "18"}),  # a size that the strides do not divide
+        ("resnet_18_small", {"variant": "18", "stem_stride": 1}),
+        ("resnet_50", {"variant": "50"}),
+    ],
+)
+def test_equals_torchvision(golden, settings, mode):
+    check = {"normalize": False, "mode": mode, **settings}
+    compare.assert_equals_reference(resnet, golden, dtype=jnp.float64, tolerance=1e-6, **check)
+    # BatchNorm over the few pixels of the last stage amplifies the rounding of ResNet-50 in training.
+    tolerance = 1e-3 if (golden, mode) == ("resnet_50", "training") else 1e-4
+    compare.assert_equals_reference(resnet, golden, gradients=False, tolerance=tolerance, **check)
+
+
+def train_once(remat):
+    backbone = resnet.Backbone(**TINY, drop_path=0.5, remat=remat, rngs=nnx.Rngs(0))
+    definition, params, batch_stats = nnx.split(backbone, nnx.Param, nnx.BatchStat)
+
+    def loss(params):
+        backbone = nnx.merge(definition, params, batch_stats, copy=True)
+        pyramid = backbone(seeded.normal("image", (4, 16, 16, 3)), train=True, rngs=nnx.Rngs(5))
+        return jnp.sum(pyramid[8] ** 2), (pyramid, compare.variables_of(backbone)["batch_stats"])
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+def test_remat_changes_neither_outputs_gradients_nor_statistics():
+    for a, b in zip(jax.tree.leaves(train_once(False)), jax.tree.leaves(train_once(True)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_pyramid_follows_the_stem_stride(stride):
+    backbone = nnx.eval_shape(lambda: resnet.Backbone(variant="50", width=0.5, stem_stride=stride, rngs=nnx.Rngs(0)))
+    pyramid = nnx.eval_shape(lambda b, x: b(x, train=False, rngs=None), backbone, jnp.zeros((2, 33, 64, 3)))
+    assert backbone.channels == {stride: 128, 2 * stride: 256, 4 * stride: 512, 8 * stride: 1024}
+    assert {level: x.shape for level, x in pyramid.items()} == {
+        s: (2, -(-33 // s), 64 // s, c) for s, c in backbone.channels.items()
+    }
+
+
+def test_statistics_stay_f32_in_bfloat16():
+    backbone = resnet.Backbone(**TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    pyramid = backbone(seeded.normal("image", (4, 16, 16, 3)), train=True, rngs=None)
+    assert {level.dtype for level in pyramid.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(backbone))} == {jnp.dtype(jnp.float32)}
+
+
+def test_inference_leaves_the_statistics_alone():
+    backbone = resnet.Backbone(**TINY, rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.array, compare.variables_of(backbone)["batch_stats"])
+    backbone(seeded.normal("image", (2, 16, 16, 3)), train=False, rngs=None)
+    jax.tree.map(np.testing.assert_array_equal, before, compare.variables_of(backbone)["batch_stats"])
+
+
+def test_zero_init_residual_starts_each_block_as_its_shortcut():
+    backbone = resnet.Backbone(variant="50", depths=(2,), width=0.125, zero_init_residual=True, rngs=nnx.Rngs(0))
+    x = jnp.abs(jnp.asarray(seeded.normal("x", (2, 4, 4, 32))))
+    np.testing.assert_array_equal(backbone.stages[0][1](x, True, None), x)
+
+
+def test_initial_kernels_are_he_normal_by_fan_out():
+    backbone = resnet.Backbone(variant="18", depths=(1,), rngs=nnx.Rngs(0))
+    kernel = backbone.stages[0][0].convs[0].kernel[...]
+    assert abs(float(kernel.std()) / np.sqrt(2 / (9 * 64)) - 1) < 0.03
+
+
+def test_each_block_is_a_layer():
+    backbone = nnx.eval_shape(lambda: resnet.Backbone(variant="34", rngs=nnx.Rngs(0)))
+    assert backbone.num_layers == 17
+    assert backbone.layer_of(("stem", "conv", "kernel")) == 0
+    assert backbone.layer_of(("stages", 1, 0, "shortcut", "kernel")) == 4
+    layers = {backbone.layer_of(path) for path in compare.flat(compare.variables_of(backbone)["params"])}
+    assert layers == set(range(17))
+
+
+def test_one_grey_channel_equals_grey_in_rgb_inside_the_border():
+    shapes = json.loads(str(compare.load("resnet_18")["shapes"]))
+    weights = resnet.translate(seeded.tensors({n: s for n, s in shapes.items() if n.startswith(("conv1", "bn1"))}))
+    rgb, grey = (resnet.Backbone(variant="18", in_channels=c, depths=(1,), rngs=nnx.Rngs(0)) for c in (3, 1))
+    compare.set_weights(rgb.stem, _below("stem", weights["backbone"]), "stem")
+    adapted = resnet.adapt_input(weights["backbone"], mean=(0.53,), std=(0.21,))
+    compare.set_weights(grey.stem, _below("stem", adapted), "stem")
+
+    image = np.random.default_rng(0).random((2, 40, 44, 1), np.float32)
+    in_rgb, in_grey = (
+        (image - np.array(resnet.MEAN, np.float32)) / np.array(resnet.STD, np.float32),
+        (image - 0.53) / 0.21,
+    )
+    inside = np.s_[:, 2:-2, 2:-2]
+    expected, actual = (
+        stem.norm(stem.conv(x), False)[inside] for stem, x in ((rgb.stem, in_rgb), (grey.stem, in_grey))
+    )
+    compare.assert_close(actual, expected, 1e-5, "stem")
+
+
+def _below(key, weights):
+    return {path[1:]: array for path, array in weights.items() if path[0] == key}
+
+
+def test_messages_name_the_choices():
+    with pytest.raises(InputError, match="no variant '20'; choose one of 18, 34, 50, 101"):
+        resnet.Backbone(variant="20", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="stem_stride is 3"):
+        resnet.Backbone(stem_stride=3, rngs=nnx.Rngs(0))
