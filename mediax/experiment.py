@@ -1,5 +1,6 @@
 """The composition root: a config becomes parts, tasks, streams, schedule and optimizer. Only this file reads its keys."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
@@ -328,7 +329,8 @@ def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dic
     for name, spec in stream["tasks"].items():
         options = dict(spec)
         module = catalog.load("tasks", options.pop("name", name))
-        options = {"classes": sources.classes(stream["dataset"], stream["build"], stream["read"])} | options
+        if "classes" in {field.name for field in dataclasses.fields(module.Task)}:
+            options = {"classes": sources.classes(stream["dataset"], stream["build"], stream["read"])} | options
         if options.get("class_weights") == "balanced":
             source = sources.open(stream["dataset"], stream["build"], stream["split"])
             labels = data.scan_labels(source, sources.read(stream["dataset"], stream["read"]))

@@ -156,8 +156,8 @@ def adapt_input(
     """
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise InputError(
-            f"Published weights see red, green and blue: they adapt to 1 (grey) or 3 channels, but the input's mean has "
-            f"{len(mean)} and its std {len(std)} values. Train another input from scratch."
+            "Published weights see red, green and blue: they adapt to 1 (grey) or 3 channels, but the input's mean "
+            f"has {len(mean)} and its std {len(std)} values. Train another input from scratch."
         )
     published_mean, published_std, mean, std = map(np.asarray, (published_mean, published_std, mean, std))
     scaled = kernel * (std / published_std)[:, None]

@@ -43,7 +43,7 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
 def test_a_torch_checkpoint_without_torch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(InputError, match="weights.pth.*pip install torch"):
+    with pytest.raises(InputError, match=r"weights.pth.*pip install torch"):
         pretrained.read(tmp_path / "weights.pth")
 
 
@@ -74,13 +74,13 @@ def test_code_in_a_torch_checkpoint_is_never_run(tmp_path):
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="absent.pth: no such file"):
+    with pytest.raises(InputError, match=r"absent.pth: no such file"):
         pretrained.read(tmp_path / "absent.pth")
     (tmp_path / "weights.h5").write_bytes(b"")
-    with pytest.raises(InputError, match="not '.h5'"):
+    with pytest.raises(InputError, match=r"not '.h5'"):
         pretrained.read(tmp_path / "weights.h5")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0")
-    with pytest.raises(InputError, match="cut.safetensors: not a readable"):
+    with pytest.raises(InputError, match=r"cut.safetensors: not a readable"):
         pretrained.read(tmp_path / "cut.safetensors")
 
 
@@ -91,7 +91,9 @@ def test_sha256(tmp_path):
 
 @pytest.mark.parametrize("family", [convnext, resnet])
 def test_unknown_names_are_all_listed(family):
-    with pytest.raises(InputError, match="2 of 2 published tensors have unknown names: blocks.0.attn.qkv.weight, mask"):
+    with pytest.raises(
+        InputError, match=r"2 of 2 published tensors have unknown names: blocks.0.attn.qkv.weight, mask"
+    ):
         family.translate({"blocks.0.attn.qkv.weight": np.zeros((2, 2)), "mask": np.zeros(2)})
 
 
@@ -152,5 +154,5 @@ def test_three_channels_adapt_to_another_normalisation():
 
 
 def test_other_channel_counts_are_refused():
-    with pytest.raises(InputError, match="1 \\(grey\\) or 3 channels"):
+    with pytest.raises(InputError, match=r"1 \(grey\) or 3 channels"):
         pretrained.adapt_input(np.zeros((4, 4, 3, 8)), convnext.MEAN, convnext.STD, (0.5, 0.5), (0.2, 0.2))

@@ -17,7 +17,7 @@ from mediax.errors import InputError
 
 MILLIONS = {"18": 11.69, "34": 21.80, "50": 25.56, "101": 44.55}  # torchvision's table
 PUBLISHED = compare.published("resnet/")
-TINY = {"variant": "18", "depths": (1, 1), "width": 0.125}
+TINY = {"variant": "18", "depths": (1,), "width": 0.125}
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
@@ -71,7 +71,7 @@ def train_once(remat):
     def loss(params):
         backbone = nnx.merge(definition, params, batch_stats, copy=True)
         pyramid = backbone(seeded.normal("image", (4, 16, 16, 3)), train=True, rngs=nnx.Rngs(5))
-        return jnp.sum(pyramid[8] ** 2), (pyramid, compare.variables_of(backbone)["batch_stats"])
+        return jnp.sum(pyramid[4] ** 2), (pyramid, compare.variables_of(backbone)["batch_stats"])
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 

@@ -115,8 +115,8 @@ class Backbone(nnx.Module):
     """ResNet without its head: f32[B,H,W,in_channels] -> {stride: f[B,ceil(H/stride),ceil(W/stride),C]}.
 
     `channels` is {stride: C} for the strides 4, 8, 16, 32, or `stem_stride` times 1, 2, 4, 8 (1 or 2, without pooling,
-    for small images). `depths` overrides the variant's; `width` multiplies all channels. `drop_path` is the stochastic depth
-    rate of the last block; it rises linearly from 0 at the first. `zero_init_residual` starts each block as its
+    for small images). `depths` overrides the variant's; `width` multiplies all channels. `drop_path` is the stochastic
+    depth rate of the last block; it rises linearly from 0 at the first. `zero_init_residual` starts each block as its
     shortcut. `remat` stores one array per block for the backward pass and recomputes the rest.
     Parameters are f32; the computation and the pyramid are in `dtype`, BatchNorm's statistics in f32.
     Raises InputError for an unknown variant or stem_stride.

@@ -17,6 +17,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, method: str | None = None
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"depthwise_conv keeps the size for odd kernels only, not for {kernel.shape[:2]}.")
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if method is None:
         return _by_platform(x, kernel)
     if method not in ("shift", "lax"):

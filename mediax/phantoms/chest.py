@@ -31,8 +31,8 @@ PREVALENCE = {
     "Consolidation": 0.17,
     "Atelectasis": 0.20,
     "Edema": 0.17,
-    "Nodule": 0.15,
-    "Pneumothorax": 0.13,
+    "Nodule": 0.19,
+    "Pneumothorax": 0.14,
     "Support Devices": 0.28,
 }
 

@@ -173,7 +173,7 @@ def nodule(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesi
     """One to three round opacities of 6 to 30 mm (in an adult), as dense as granulomas."""
     lesions, taken = [], np.zeros(scene.frame.shape, bool)
     for _ in range(int(rng.choice([1, 1, 2, 2, 3, 3]))):
-        diameter = np.clip((12 + 16 * severity) * rng.uniform(0.7, 1.2), 6, 30) * scene.size
+        diameter = np.clip((14 + 17 * severity) * rng.uniform(0.75, 1.15), 6, 30) * scene.size
         radius = diameter / 2
         side, centre = _place(scene, rng, margin=radius + 2, avoid=taken)
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -186,7 +186,7 @@ def nodule(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesi
         cover *= scene.field[side]
         mask = cover > 0.5 * cover.max()  # a nodule smaller than a pixel still has one
         depth = scene.project(ball.astype(np.float32)) * cover
-        strength = 1.5 + 0.4 * severity
+        strength = 1.8 + 0.5 * severity
         lesions.append(Lesion("Nodule", mask, opacity=strength * scene.canvas.blur(depth, 0.4 * scene.size)))
     return lesions
 

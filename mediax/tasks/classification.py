@@ -39,8 +39,6 @@ class Task:
     label_smoothing: float = 0.0
     threshold: float | str = 0.5
 
-    headline = "auroc/macro"
-
     def __post_init__(self):
         if isinstance(self.threshold, str) and self.threshold not in THRESHOLDS:
             hint = catalog.suggestion(self.threshold, THRESHOLDS)
