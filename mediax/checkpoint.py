@@ -55,7 +55,7 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
-                "another model or is damaged: give another --workdir, or delete this folder to go back to an earlier one."
+                "another model or is damaged: give another --workdir, or delete this folder to go back further."
             ) from error
         return restored.state, restored.progress
 

@@ -87,9 +87,11 @@ def collect(
         if progress:
             progress(seen, evaluation.size)
     valid = np.concatenate(valids)
-    rows = lambda kind, task: {  # noqa: E731
-        name: np.concatenate([output[task][kind][name] for output in outputs])[valid] for name in outputs[0][task][kind]
-    }
+
+    def rows(kind: str, task: str) -> dict[str, np.ndarray]:
+        names = outputs[0][task][kind]
+        return {name: np.concatenate([output[task][kind][name] for output in outputs])[valid] for name in names}
+
     loss = sum(
         sum(output[task]["loss"] for output in outputs) / max(sum(output[task]["count"] for output in outputs), 1.0)
         for task in evaluation.tasks

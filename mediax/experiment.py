@@ -1,4 +1,4 @@
-"""The composition root: a config becomes parts, tasks, streams, schedule and optimizer. Only this file reads its keys."""
+"""The composition root: a config becomes parts, tasks, streams, schedule, optimizer. Only this file reads its keys."""
 
 import dataclasses
 import hashlib
@@ -29,8 +29,7 @@ from mediax.train import Stream, Training
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ROOT = Path(__file__).resolve().parent.parent
 
-# Every key that a config may have, with its default; dicts marked OPEN take any key.
-OPEN = object()
+# Every key that a config may have, with its default. The dicts of OPEN_FIELDS take any key.
 STREAM = {
     "dataset": "",  # a file of mediax/datasets/
     "build": {},  # the builder config: what is stored (image size, views, ...)
@@ -152,6 +151,21 @@ def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -
             )
         merged[name] = value
     return merged
+
+
+def check_override(config: Mapping[str, Any], path: str) -> None:
+    """Raises InputError if the dotted `path` of a command-line override names no field; open dicts take any key."""
+    here, walked = config, ""
+    for name in path.split("."):
+        if name not in here:
+            raise InputError(
+                f"--config.{path}: {walked or 'the config'} has no field {name!r}; " + catalog.suggestion(name, here)
+            )
+        if name in OPEN_FIELDS:
+            return
+        here, walked = here[name], f"{walked}.{name}" if walked else name
+        if not isinstance(here, Mapping | ml_collections.ConfigDict):
+            return
 
 
 @dataclass(frozen=True)
@@ -345,10 +359,8 @@ def balanced_weights(labels: np.ndarray) -> list[list[float]]:
     known = ~np.isnan(labels)
     present = np.nansum(labels, axis=0)
     absent = known.sum(0) - present
-    return [
-        [float(p + a) / (2 * max(a, 1.0)), float(p + a) / (2 * max(p, 1.0))]
-        for p, a in zip(present, absent, strict=True)
-    ]
+    weights = [known.sum(0) / (2 * np.maximum(state, 1.0)) for state in (absent, present)]
+    return np.stack(weights, axis=1).tolist()
 
 
 def _stream(

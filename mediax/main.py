@@ -42,12 +42,19 @@ def start(argv: list[str] | None = None) -> None:
     argv = list(sys.argv if argv is None else argv)
     try:
         argv, path = _take_config(argv)
-        config_flags.DEFINE_config_dict("config", experiment.load_config(path), sys_argv=argv)
+        config = experiment.load_config(path)
+        for argument in argv:
+            if argument.startswith("--config."):
+                experiment.check_override(config, argument.removeprefix("--config.").partition("=")[0])
+        config_flags.DEFINE_config_dict("config", config, sys_argv=argv, lock_config=False, accept_new_attributes=True)
+        FLAGS(argv)
         _join_processes()
         _quiet_libraries()
         app.run(_guarded, argv=argv)
     except InputError as error:
         _stop(str(error), 2)
+    except flags.Error as error:
+        _stop(f"command line: {error}", 2)
 
 
 def _guarded(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Training: the state, one pure jitted step, and the loop around it."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,8 +182,12 @@ def fit(training: Training, workdir: Path) -> None:
     loop = _Loop(training, workdir)
     try:
         loop.run()
-    finally:
-        loop.close()
+    except BaseException:
+        # What stopped the run is what its user has to know, not what then went wrong while tidying up.
+        with contextlib.suppress(Exception):
+            loop.close()
+        raise
+    loop.close()
 
 
 class _Loop:

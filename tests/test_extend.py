@@ -31,7 +31,14 @@ def test_the_readmes_examples_run_as_printed(tmp_path):
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(text)
     run = subprocess.run(
-        [sys.executable, "-m", "mediax.main", "--config=configs/squares.py:phantom", "--workdir=run", "--data_dir=data"],
+        [
+            sys.executable,
+            "-m",
+            "mediax.main",
+            "--config=configs/squares.py:phantom",
+            "--workdir=run",
+            "--data_dir=data",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -42,7 +49,16 @@ def test_the_readmes_examples_run_as_printed(tmp_path):
     assert figures["auroc/macro"] > 0.95
     assert figures["mae"] < 12
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/test_contracts.py", "tests/test_layers.py", "-k", "squares or plain or size"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/test_contracts.py",
+            "tests/test_layers.py",
+            "-k",
+            "squares or plain or size",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

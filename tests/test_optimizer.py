@@ -23,7 +23,7 @@ def test_adamw_equals_optax_adamw_step_by_step():
     reference = optax.adamw(rate, weight_decay=0.1, mask=optimizer.decayed)
     state, their_state = ours.init(params), reference.init(theirs)
     for step in range(8):
-        grads = jax.tree.map(lambda p: jnp.sin(p * (step + 1)), params)
+        grads = {name: jnp.sin(param * (step + 1)) for name, param in params.items()}
         updates, state = ours.update(grads, state, params, step=jnp.asarray(step))
         expected, their_state = reference.update(grads, their_state, theirs)
         params, theirs = optax.apply_updates(params, updates), optax.apply_updates(theirs, expected)

@@ -93,7 +93,7 @@ def test_pyramid_follows_the_stem_stride(stride):
 
 def test_statistics_stay_f32_in_bfloat16():
     backbone = resnet.Backbone(**TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    pyramid = backbone(seeded.normal("image", (4, 16, 16, 3)), train=True, rngs=None)
+    pyramid = compare.forward(backbone, seeded.normal("image", (4, 16, 16, 3)), train=True)
     assert {level.dtype for level in pyramid.values()} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(backbone))} == {jnp.dtype(jnp.float32)}
 
@@ -101,20 +101,21 @@ def test_statistics_stay_f32_in_bfloat16():
 def test_inference_leaves_the_statistics_alone():
     backbone = resnet.Backbone(**TINY, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.array, compare.variables_of(backbone)["batch_stats"])
-    backbone(seeded.normal("image", (2, 16, 16, 3)), train=False, rngs=None)
+    compare.forward(backbone, seeded.normal("image", (4, 16, 16, 3)))
     jax.tree.map(np.testing.assert_array_equal, before, compare.variables_of(backbone)["batch_stats"])
 
 
 def test_zero_init_residual_starts_each_block_as_its_shortcut():
-    backbone = resnet.Backbone(variant="50", depths=(2,), width=0.125, zero_init_residual=True, rngs=nnx.Rngs(0))
-    x = jnp.abs(jnp.asarray(seeded.normal("x", (2, 4, 4, 32))))
-    np.testing.assert_array_equal(backbone.stages[0][1](x, True, None), x)
+    settings = {"bottleneck": True, "stride": 1, "drop_path": 0.0, "dtype": jnp.float32}
+    block = resnet.Block(32, 8, zero_init_residual=True, **settings, rngs=nnx.Rngs(0))
+    x = np.abs(seeded.normal("x", (2, 4, 4, 32)))
+    np.testing.assert_array_equal(nnx.jit(lambda block, x: block(x, True, None))(block, x), x)
 
 
 def test_initial_kernels_are_he_normal_by_fan_out():
     backbone = resnet.Backbone(variant="18", depths=(1,), rngs=nnx.Rngs(0))
-    kernel = backbone.stages[0][0].convs[0].kernel[...]
-    assert abs(float(kernel.std()) / np.sqrt(2 / (9 * 64)) - 1) < 0.03
+    for conv, fan_out in ((backbone.stem.conv, 49 * 64), (backbone.stages[0][0].convs[1], 9 * 64)):
+        assert abs(float(conv.kernel[...].std()) / np.sqrt(2 / fan_out) - 1) < 0.03
 
 
 def test_each_block_is_a_layer():

@@ -23,7 +23,9 @@ def get_config():
     return ConfigDict({{
         "steps": {STEPS}, "log_every": 2, "evaluate_every": 8, "checkpoint_every": 3, "ema_decay": 0.9, "resamples": 20,
         "phantom": {{"medmnist": {{"train": 64, "validation": 16, "test": 16}}}},
-        "backbone": {{"name": "resnet", "options": {{"variant": "18", "depths": (1, 1), "width": 0.1, "drop_path": 0.2}}}},
+        "backbone": {{
+            "name": "resnet", "options": {{"variant": "18", "depths": (1, 1), "width": 0.1, "drop_path": 0.2}},
+        }},
         "streams": {{"pneumonia": {{
             "dataset": "medmnist", "build": {{"flag": "pneumoniamnist"}}, "batch_size": 16,
             "transform": ({{"name": "random_affine", "rotate": 10}}, {{"name": "random_noise", "std": 0.02}}),

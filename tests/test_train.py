@@ -1,5 +1,6 @@
 """The train step: live parts move and no others; slices of a batch add up; devices agree."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_parts_that_are_not_live_do_not_move_by_a_bit(plan):
     options = {"steps": 2, "lock": ["backbone"]} if plan == "lock_release" else {}
     training = toy.training(batch_norm=True, dropout=0.2, streams=("a", "b"), plan=plan, options=options)
     states, _ = _steps(training)
-    for step, (before, after) in enumerate(zip(states, states[1:])):
+    for step, (before, after) in enumerate(itertools.pairwise(states)):
         live = training.schedule(step).live
         for part in training.model.parts:
             for kind in ("params", "batch_stats", "opt_state", "ema"):

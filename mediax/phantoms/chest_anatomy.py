@@ -38,13 +38,13 @@ class FrontalAnatomy:
     yaw: float = 0.0
     raised: tuple[float, float] = (0.0, 0.0)
 
-    @property
+    @cached_property
     def scale(self) -> np.ndarray:
         """Size against the template: f64[2] across and along."""
         height = self.body.thorax_height * self.inspiration
         return np.array([self.body.thorax_width / TEMPLATE_WIDTH, height / TEMPLATE_HEIGHT])
 
-    @property
+    @cached_property
     def size(self) -> float:
         """Size against the template, one number for tubes and thicknesses."""
         return float(np.sqrt(self.scale.prod()))

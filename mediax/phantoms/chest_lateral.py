@@ -31,13 +31,13 @@ class LateralAnatomy:
     body: Build
     heart_ratio: float
 
-    @property
+    @cached_property
     def scale(self) -> np.ndarray:
         """Size against the template: f64[2] across and along; old chests are deeper."""
         depth = self.body.thorax_width / TEMPLATE_WIDTH * (1 + 0.1 * self.body.ageing + 0.12 * self.body.childhood)
         return np.array([depth, self.body.thorax_height / TEMPLATE_HEIGHT])
 
-    @property
+    @cached_property
     def size(self) -> float:
         return float(np.sqrt(self.scale.prod()))
 

@@ -1,5 +1,6 @@
 """Builds a network from seeded weights under published names and compares it with a golden of the reference."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def flat(tree: dict) -> dict[pretrained.Path, np.ndarray]:
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
+@nnx.jit(static_argnames="train")
+def forward(backbone: nnx.Module, image: jax.Array, *, train: bool = False) -> dict[int, jax.Array]:
+    return backbone(image, train=train, rngs=None)
+
+
 def set_weights(module: nnx.Module, weights: dict, part: str) -> None:
     """Sets every parameter and running statistic of `module`; none may be missing or left over."""
     variables, report = pretrained.warm_start(variables_of(module), weights, part=part)
@@ -51,17 +57,21 @@ def assert_checkpoint_fits(family, variant: str, shapes: dict[str, tuple[int, ..
     tracked = sum(name.endswith("num_batches_tracked") for name in shapes)
     assert len(parts["backbone"]) + len(parts["head"]) + tracked == len(shapes)
 
-    def build():
-        backbone = family.Backbone(variant=variant, rngs=nnx.Rngs(0))
-        return backbone, Head(backbone.channels, 1000, normalize=normalize, rngs=nnx.Rngs(0))
-
     count = 0
-    for module, part in zip(nnx.eval_shape(build), ("backbone", "head"), strict=True):
-        variables = variables_of(module)
+    for part, variables in _abstract_variables(family, variant, normalize).items():
         places = flat(variables["params"]) | flat(variables["batch_stats"])
         assert {path: leaf.shape for path, leaf in places.items()} == {p: a.shape for p, a in parts[part].items()}
         count += sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return count
+
+
+@functools.cache
+def _abstract_variables(family, variant: str, normalize: bool) -> dict[str, dict]:
+    def build():
+        backbone = family.Backbone(variant=variant, rngs=nnx.Rngs(0))
+        return backbone, Head(backbone.channels, 1000, normalize=normalize, rngs=nnx.Rngs(0))
+
+    return dict(zip(("backbone", "head"), map(variables_of, nnx.eval_shape(build)), strict=True))
 
 
 def assert_equals_reference(
