@@ -4,8 +4,8 @@
 
 Times inference and a whole training step (cross-entropy over 1000 classes, AdamW) in f32 on the CPU, or, for ours, on
 the device that JAX finds. torch's networks are timm's ConvNeXt and ResNet; PATH is an interpreter that has torch and
-timm, if this one has not. The two alternate, `--rounds` times, and the best of each counts: other load on the machine
-still makes both slower.
+timm, if this one has not. The two alternate, `--rounds` times, and the best of each counts. Other load on the machine
+makes images per second meaningless; CPU time per image suffers less from it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from collections.abc import Callable
 CLASSES = 1000
 
 
-def images_per_second(run: Callable[[], object], batch: int, repeats: int) -> float:
-    """The fastest of `repeats` calls after one that is not counted."""
+def measure(run: Callable[[], object], batch: int, repeats: int) -> tuple[float, float]:
+    """Images per second and CPU milliseconds per image, each the best of `repeats` calls after one not counted."""
     run()
-    times = []
+    wall, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - start)
-    return batch / min(times)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+    return batch / min(wall), 1e3 * min(cpu) / batch
 
 
-def measure_ours(model: str, size: int, batch: int, repeats: int) -> tuple[float, float]:
+def measure_ours(model: str, size: int, batch: int, repeats: int) -> list[float]:
     import jax
     import jax.numpy as jnp
     import optax
@@ -72,16 +73,16 @@ def measure_ours(model: str, size: int, batch: int, repeats: int) -> tuple[float
         return optax.apply_updates(params, updates), batch_stats, moments
 
     step = jax.jit(step, donate_argnums=(0, 1, 2))
-    forward = images_per_second(lambda: infer(params, batch_stats, image).block_until_ready(), batch, repeats)
+    forward = measure(lambda: infer(params, batch_stats, image).block_until_ready(), batch, repeats)
     state = [params, batch_stats, optimizer.init(params)]
 
     def train() -> None:
         state[:] = jax.block_until_ready(step(*state, image))
 
-    return forward, images_per_second(train, batch, repeats)
+    return [*forward, *measure(train, batch, repeats)]
 
 
-def measure_torch(model: str, size: int, batch: int, repeats: int) -> tuple[float, float]:
+def measure_torch(model: str, size: int, batch: int, repeats: int) -> list[float]:
     import torch
 
     try:
@@ -109,12 +110,12 @@ def measure_torch(model: str, size: int, batch: int, repeats: int) -> tuple[floa
         optimizer.step()
 
     network.eval()
-    forward = images_per_second(infer, batch, repeats)
+    forward = measure(infer, batch, repeats)
     network.train()
-    return forward, images_per_second(train, batch, repeats)
+    return [*forward, *measure(train, batch, repeats)]
 
 
-def in_own_process(python: str, framework: str, arguments: argparse.Namespace) -> tuple[float, float] | str:
+def in_own_process(python: str, framework: str, arguments: argparse.Namespace) -> list[float] | str:
     """Measures in a process of its own, so that the two thread pools do not meet; the error's last line if it fails."""
     settings = {
         "model": arguments.model,
@@ -126,7 +127,7 @@ def in_own_process(python: str, framework: str, arguments: argparse.Namespace) -
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         return (result.stderr.strip().splitlines() or ["failed"])[-1]
-    return tuple(json.loads(result.stdout.splitlines()[-1]))
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -140,21 +141,22 @@ def main() -> None:
     parser.add_argument("--only", choices=("ours", "torch"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        measure = {"ours": measure_ours, "torch": measure_torch}[arguments.only]
-        print(json.dumps(measure(arguments.model, arguments.size, arguments.batch, arguments.repeats)))
+        framework = {"ours": measure_ours, "torch": measure_torch}[arguments.only]
+        print(json.dumps(framework(arguments.model, arguments.size, arguments.batch, arguments.repeats)))
         return
 
-    print(f"{arguments.model}, {arguments.size} pixels, batch {arguments.batch}, f32: images/s")
+    print(f"{arguments.model}, {arguments.size} pixels, batch {arguments.batch}, f32")
     results = {"ours": [], "torch": []}
     for _ in range(arguments.rounds):
         results["ours"].append(in_own_process(sys.executable, "ours", arguments))
         results["torch"].append(in_own_process(arguments.torch_python, "torch", arguments))
-    print(f"{'':8}{'forward':>10}{'train step':>12}")
+    print(f"{'':8}{'forward':>12}{'train step':>12}  images/s{'forward':>12}{'train step':>12}  CPU ms per image")
     for name, rounds in results.items():
         measured = [round_ for round_ in rounds if not isinstance(round_, str)]
         if measured:
-            forward, train = (max(column) for column in zip(*measured, strict=True))
-            print(f"{name:8}{forward:10.2f}{train:12.2f}")
+            forward, forward_cpu, train, train_cpu = zip(*measured, strict=True)
+            speeds, costs = (max(forward), max(train)), (min(forward_cpu), min(train_cpu))
+            print(f"{name:8}{speeds[0]:12.2f}{speeds[1]:12.2f}  {'':8}{costs[0]:12.0f}{costs[1]:12.0f}")
         else:
             print(f"{name:8}not measured: {rounds[0]}")
 

@@ -43,7 +43,19 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     }
     config.evaluations = {
-        "validation": {"split": "tuning", "protocol": "chexpert/images", "during_training": True},
+        "validation": {
+            "split": "tuning",
+            "read": {"uncertainty": "ignore"},
+            "protocol": "chexpert/images",
+            "during_training": True,
+        },
+        # The same rows by study, for the thresholds of what is scored by study.
+        "validation_studies": {
+            "split": "tuning",
+            "read": {"uncertainty": "ignore"},
+            "protocol": "study",
+            "during_training": True,
+        },
         "valid": {"split": "valid", "protocol": "chexpert/competition"},
         "valid_images": {"split": "valid", "protocol": "chexpert/images"},
         "test": {"split": "test", "protocol": "chexpert/competition"},
@@ -65,11 +77,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _phantom(config: ConfigDict) -> ConfigDict:
-    config.phantom = {"chexpert": {"patients": 600, "valid_patients": 100, "test_patients": 150, "size": 112}}
+    config.phantom = {"chexpert": {"patients": 640, "valid_patients": 100, "test_patients": 150, "size": 112}}
     config.streams.chexpert.build.size = 96
     config.streams.chexpert.batch_size = 32
-    config.backbone.options = {"depths": (1, 1, 2, 1), "widths": (32, 64, 128, 256)}
-    config.evaluations.validation.split = "valid"
+    config.backbone.options = {"depths": (1, 1, 2, 1), "widths": (32, 64, 128, 256), "layer_scale": 1.0}
     config.steps = 600
     config.log_every = 20
     config.evaluate_every = config.checkpoint_every = 100

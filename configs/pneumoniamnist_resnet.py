@@ -30,8 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "build": {"flag": "pneumoniamnist"},
             "batch_size": 64,
             "transform": (
-                {"name": "random_affine", "rotate": 7, "translate": 0.05, "scale": 0.1, "probability": 0.9},
-                {"name": "random_intensity", "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
+                {"name": "random_affine", "rotate": 12, "translate": 0.1, "scale": 0.12, "probability": 0.9},
+                {"name": "random_intensity", "brightness": 0.02, "contrast": 0.05, "gamma": 0.05},
             ),
             "tasks": {
                 "classification": {

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mediax.errors import InputError
+
 Batch = dict[str, Any]
 
 
@@ -71,5 +73,11 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> Batch:
         if name in HOST_FIELDS:
             batch[name] = np.asarray([str(example[name]) for example in examples])
         elif name in FIELDS:
-            batch[name] = np.stack([np.asarray(example[name], FIELDS[name].dtype) for example in examples])
+            arrays = [np.asarray(example[name], FIELDS[name].dtype) for example in examples]
+            if len(shapes := {array.shape for array in arrays}) > 1:
+                raise InputError(
+                    f"examples of one batch differ in the shape of {name!r}: {sorted(shapes)[:4]}. Build the dataset "
+                    "at one size (build.size), or give the stream and its evaluations the transform resize."
+                )
+            batch[name] = np.stack(arrays)
     return batch

@@ -212,8 +212,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 skipped.append(row.id)
                 continue
             self._done, self._bytes = self._done + 1, self._bytes + len(example["image"])
-            if self._done % max(1, self._planned // 20) == 0:
-                logging.info("%s: %d of %d images", self.name, self._done, self._planned)
+            logging.log_every_n_seconds(logging.INFO, "%s: %d of %d images", 10, self.name, self._done, self._planned)
             yield row.id, {"id": row.id, "patient_id": row.patient_id, **example}
         if skipped:
             logging.warning(
@@ -323,7 +322,7 @@ def prepare(
     if not builder.is_prepared():
         if not build:
             raise InputError(f"{builder.name}: no built set at {builder.data_path}; build it first")
-        with _lock(builder.data_path.parent):
+        with locked(builder.data_path.parent):
             _build(make())
     return Path(builder.data_path)
 
@@ -559,7 +558,7 @@ def existing_parent(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[None]:
     """Holds `folder` against other processes; the operating system frees it when the process ends in any way."""
     with contextlib.ExitStack() as stack:
         try:

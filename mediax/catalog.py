@@ -2,8 +2,9 @@
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 from mediax.errors import InputError
@@ -23,6 +24,16 @@ def load(folder: str, name: str) -> ModuleType:
     if name not in valid:
         raise InputError(f"{folder} has no {name!r}: {suggestion(name, valid)}")
     return importlib.import_module(f"mediax.{folder}.{name}")
+
+
+def check_options(field: str, called: type | Callable, options: Iterable[str]) -> None:
+    """Raises InputError if `options` names an argument that `called` does not take, with the valid ones."""
+    function = called.__init__ if isinstance(called, type) else called
+    given_by_mediax = ("self", "rngs", "dtype", "remat", "channels", "in_channels", "name")
+    valid = [name for name in inspect.signature(function).parameters if name not in given_by_mediax]
+    for name in options:
+        if name not in valid:
+            raise InputError(f"config field {field}: no option {name!r}; {suggestion(name, valid)}")
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:

@@ -42,9 +42,14 @@ class Checkpoints:
             config=ocp.args.JsonSave(copy.deepcopy(dict(config))),
         )
         try:
-            self._manager.save(step, args=items)
+            saved = self._manager.save(step, args=items)
         except Exception as error:
             raise write_error(self.folder, error) from error
+        if not saved:
+            raise InputError(
+                f"{self.folder}: holds step {self.latest_step()}, later than step {step} of this run: another run was "
+                "written here. Give another --workdir, or delete its checkpoints."
+            )
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint (the newest, if no step is given) into the shapes and shardings of `abstract_state`."""
@@ -55,7 +60,7 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
-                "another model or is damaged: give another --workdir, or delete this folder to go back further."
+                "another model or is damaged. Give another --workdir, or delete the checkpoints to start anew."
             ) from error
         return restored.state, restored.progress
 

@@ -2,7 +2,8 @@
 
 Training streams are random-access maps from an index to a batch, so the place in a stream is one number: how many
 batches were taken. Element, augmentation and batch of an index depend on the seed alone, neither on the number of
-worker processes nor on the number of processes that share the batch: the union of their rows is always the same.
+worker processes nor on the number of processes that share the batch: the union of their rows is always the same. Only
+batch transforms (mixup) know their process: they mix the rows that it holds.
 """
 
 import zlib
@@ -13,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from mediax import transforms
+from mediax import images, transforms
 from mediax.batch import HOST_FIELDS, Batch, device_fields, stack
 from mediax.errors import InputError
 
@@ -83,8 +84,6 @@ def training_batches(
     index, count = process
     if batch_size % count:
         raise InputError(f"config field batch_size is {batch_size}: not divisible by the {count} processes")
-    if len(source) == 0:
-        raise InputError("the training split is empty")
     dataset = (
         grain.MapDataset.source(source)
         .seed(seed)
@@ -94,7 +93,7 @@ def training_batches(
         .batch(batch_size // count, drop_remainder=True, batch_fn=_training_batch)
     )
     if batch_transform:
-        dataset = dataset.random_map(BatchTransform(transforms.build_batch(batch_transform)))
+        dataset = dataset.random_map(BatchTransform(transforms.build_batch(batch_transform)), seed=seed + index)
     dataset = dataset[position:]
     # Threads read ahead within this process; worker processes each do so on their own.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -131,8 +130,10 @@ def evaluation_batches(
 
 
 def scan_labels(source: Sequence[Any], read: Read) -> np.ndarray:
-    """Reads the labels f32[N,K] of a whole split."""
-    return np.stack([np.asarray(read(source[row])["labels"], np.float32) for row in range(len(source))])
+    """Reads the labels f32[N,K] of a whole split, without decoding its images."""
+    blank = images.encode(np.zeros((1, 1, 1), np.uint8))
+    labels = (read({**source[row], "image": blank})["labels"] for row in range(len(source)))
+    return np.stack([np.asarray(label, np.float32) for label in labels])
 
 
 def _training_batch(examples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from mediax import protocols, sharding
 from mediax.batch import HOST_FIELDS, Batch, device_fields
-from mediax.errors import InputError
 from mediax.metrics import Metric
 from mediax.model import Model, Tree
 
@@ -20,7 +19,10 @@ PICTURES = 64  # rows of a split that are kept for sample pictures
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A split to evaluate: `batches()` yields it once; `calibrate_on` names the evaluation that fixes thresholds."""
+    """A split to evaluate: `batches()` yields it once; `calibrate_on` names the evaluation that fixes thresholds.
+
+    Evaluations with the same `rows` see the same model outputs, under protocols that may differ.
+    """
 
     name: str
     dataset: str
@@ -31,6 +33,7 @@ class Evaluation:
     size: int
     calibrate_on: str
     during_training: bool
+    rows: str
     phantom: bool = False
 
 
@@ -78,11 +81,11 @@ def collect(
     outputs, hosts, valids, images, seen = [], [], [], [], 0
     for batch in evaluation.batches():
         host = {name: batch[name] for name in HOST_FIELDS if name in batch}
-        if len(images) * batch["image"].shape[0] < PICTURES:
-            images.append(batch["image"][batch["valid"]])
         outputs.append(jax.device_get(predict_step(*variables, sharding.to_device(device_fields(batch), mesh))))
         hosts.append({name: _gather(values) for name, values in host.items()})
         valids.append(_gather(batch["valid"]))
+        if sum(map(len, images)) < PICTURES:
+            images.append(_gather(batch["image"])[valids[-1]])
         seen += int(valids[-1].sum())
         if progress:
             progress(seen, evaluation.size)
@@ -109,7 +112,7 @@ def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[st
     """Lets every task fix its thresholds on this split's cases."""
     calibration = {}
     for name, task in evaluation.tasks.items():
-        predictions, targets, _ = _cases(evaluation, collected, name)
+        predictions, targets, _ = cases(evaluation, collected, name)
         calibration[name] = task.calibrate(predictions, targets)
     return calibration
 
@@ -120,12 +123,7 @@ def score(
     """Computes every task's metrics on the protocol's cases, with `resamples` bootstrap draws (0 = no interval)."""
     scores = []
     for name, task in evaluation.tasks.items():
-        predictions, targets, groups = _cases(evaluation, collected, name)
-        known = set(getattr(task, "classes", ()))
-        if missing := set(evaluation.protocol.classes) - known:
-            raise InputError(
-                f"protocol {evaluation.protocol.name!r} needs the classes {sorted(missing)}, which task {name!r} lacks"
-            )
+        predictions, targets, groups = cases(evaluation, collected, name)
         metrics = task.metrics(
             predictions,
             targets,
@@ -147,7 +145,8 @@ def without_intervals(evaluations: Mapping[str, Evaluation]) -> dict[str, Evalua
     }
 
 
-def _cases(evaluation: Evaluation, collected: Collected, task: str):
+def cases(evaluation: Evaluation, collected: Collected, task: str):
+    """Reduces the rows to the protocol's cases: (predictions, targets, patient of each case)."""
     return protocols.cases(evaluation.protocol, collected.predictions[task], collected.targets[task], collected.host)
 
 

@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from mediax import builder, catalog, data, optimizer, pretrained, protocols, schedule, sharding
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
+from mediax.files import naming_file
 from mediax.model import Model, Tree, part
 from mediax.train import Stream, Training
 
@@ -94,6 +96,23 @@ DEFAULTS = {
     "resamples": 1000,  # bootstrap draws of a confidence interval
     "phantom": {},  # dataset -> arguments of its phantom(): train on made-up images of the same layout
 }
+MINIMUM = {  # of the numbers of a config that are not free
+    "steps": 1,
+    "log_every": 1,
+    "evaluate_every": 1,
+    "checkpoint_every": 1,
+    "accumulate": 1,
+    "batch_size": 1,
+    "channels": 1,
+    "workers": 0,
+    "resamples": 0,
+    "patience": 0,
+    "warmup_steps": 0,
+    "clip_norm": 0.0,
+    "ema_decay": 0.0,
+    "weight_decay": 0.0,
+    "weight": 0.0,
+}
 OPEN_FIELDS = ("build", "read", "tasks", "options", "per_part", "phantom")
 
 
@@ -115,12 +134,18 @@ def load_config(path: str) -> ml_collections.ConfigDict:
         raise
     except Exception as error:
         raise InputError(f"--config: {file} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(given, ml_collections.ConfigDict):
+        raise InputError(f"--config: get_config of {file} returned {type(given).__name__}, expected a ConfigDict")
     return ml_collections.ConfigDict(complete(given.to_dict()))
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """Merges a config into the defaults, stream by stream; raises InputError naming an unknown key or a wrong type."""
     config = _merge(DEFAULTS, given, "")
+    for field in ("streams", "evaluations"):
+        for name, value in config[field].items():
+            if not isinstance(value, Mapping):
+                raise InputError(f"config field {field}.{name} is {value!r}: expected a dict")
     config["streams"] = {name: _merge(STREAM, stream, f"streams.{name}.") for name, stream in config["streams"].items()}
     config["evaluations"] = {
         name: _merge(EVALUATION, evaluation, f"evaluations.{name}.")
@@ -177,9 +202,21 @@ class Folders:
     work: Path
 
 
+def _check_minimums(config: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in config.items():
+        if name in OPEN_FIELDS:
+            continue
+        if isinstance(value, Mapping):
+            _check_minimums(value, f"{prefix}{name}.")
+        # An evaluation's batch size of 0 is its stream's.
+        elif name in MINIMUM and value < MINIMUM[name] and not (prefix.startswith("evaluations.") and value == 0):
+            raise InputError(f"config field {prefix}{name} is {value}: expected at least {MINIMUM[name]}")
+
+
 def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     """Builds everything that training and evaluation need; raises InputError for whatever the config gets wrong."""
     config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    _check_minimums(config)
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
     mesh = sharding.mesh()
@@ -239,6 +276,7 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
                 "ema_decay",
                 "accumulate",
                 "clip_norm",
+                "resamples",
             )
         },
     )
@@ -255,13 +293,16 @@ class Sources:
         manual, built = self.folders.manual, self.folders.data
         if dataset in self.phantom:
             manual = built = self._phantom_tree(dataset)
-        return builder.source(
+        source = builder.source(
             catalog.load("datasets", dataset),
             split=split,
             builder_config=build or None,
             manual_dir=manual,
             data_dir=built,
         )
+        if len(source) == 0:
+            raise InputError(f"dataset {dataset!r}: the split {split!r} is empty")
+        return source
 
     def classes(self, dataset: str, build: Mapping[str, Any], read: Mapping[str, Any]) -> tuple[str, ...]:
         """Names the classes of the labels, in their order."""
@@ -278,15 +319,21 @@ class Sources:
         return partial(module.read, **options)
 
     def _phantom_tree(self, dataset: str) -> Path:
-        options = self.phantom[dataset]
+        module, options = catalog.load("datasets", dataset), self.phantom[dataset]
+        if not isinstance(options, Mapping):
+            raise InputError(f"config field phantom.{dataset} is {options!r}: expected a dict")
+        catalog.check_options(f"phantom.{dataset}", module.phantom, options)
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
         tree = self.folders.data / "mediax_phantoms" / f"{dataset}-{digest}"
-        if not tree.exists():
-            partial_tree = tree.with_name(f"{tree.name}.incomplete-{os.getpid()}")
-            shutil.rmtree(partial_tree, ignore_errors=True)
-            partial_tree.mkdir(parents=True)
-            catalog.load("datasets", dataset).phantom(partial_tree, **options)
-            partial_tree.rename(tree)
+        with builder.locked(tree.parent):  # other processes of the job, or of a sweep, wait for the first
+            if not tree.exists():
+                logging.info("making up the phantom of %s, in the layout of the real one: %s", dataset, tree)
+                incomplete = tree.with_name(f"{tree.name}.incomplete")
+                shutil.rmtree(incomplete, ignore_errors=True)
+                with naming_file(incomplete):
+                    incomplete.mkdir()
+                    module.phantom(incomplete, **options)
+                    incomplete.rename(tree)
         return tree
 
 
@@ -307,7 +354,7 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
         hint = catalog.suggestion(config["precision"], PRECISIONS)
         raise InputError(f"config field precision: no {config['precision']!r}; {hint}")
     arguments = {"dtype": PRECISIONS[config["precision"]], "remat": config["remat"], "in_channels": spec["channels"]}
-    _check_arguments(f"backbone.options of {spec['name']!r}", source.Backbone, spec["options"])
+    catalog.check_options(f"backbone.options of {spec['name']!r}", source.Backbone, spec["options"])
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return source.Backbone(**arguments, **spec["options"], rngs=rngs)
@@ -319,13 +366,6 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
     if not len(mean) == len(std) == spec["channels"]:
         raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
     return _Backbone(module, module.channels, build, source, tuple(mean), tuple(std))
-
-
-def _check_arguments(field: str, called: Callable, options: Mapping[str, Any]) -> None:
-    valid = [name for name in inspect.signature(called.__init__).parameters if name not in ("self", "rngs", "dtype")]
-    for name in options:
-        if name not in valid:
-            raise InputError(f"config field {field}: no option {name!r}; {catalog.suggestion(name, valid)}")
 
 
 def _model(config: Mapping[str, Any], backbone: _Backbone, tasks: Mapping[str, Mapping[str, Any]]) -> Model:
@@ -341,6 +381,8 @@ def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dic
         raise InputError(f"config field streams.{stream_name}.tasks is empty: expected at least one task")
     tasks = {}
     for name, spec in stream["tasks"].items():
+        if not isinstance(spec, Mapping):
+            raise InputError(f"config field streams.{stream_name}.tasks.{name} is {spec!r}: expected a dict")
         options = dict(spec)
         module = catalog.load("tasks", options.pop("name", name))
         if "classes" in {field.name for field in dataclasses.fields(module.Task)}:
@@ -348,18 +390,22 @@ def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dic
         if options.get("class_weights") == "balanced":
             source = sources.open(stream["dataset"], stream["build"], stream["split"])
             labels = data.scan_labels(source, sources.read(stream["dataset"], stream["read"]))
-            options["class_weights"] = balanced_weights(labels)
-        _check_arguments(f"streams.{stream_name}.tasks.{name}", module.Task, options)
+            options["class_weights"] = balanced_weights(labels, exclusive=options.get("exclusive", False))
+        catalog.check_options(f"streams.{stream_name}.tasks.{name}", module.Task, options)
         tasks[name] = module.Task(name=f"{stream_name}/{name}", **options)
     return tasks
 
 
-def balanced_weights(labels: np.ndarray) -> list[list[float]]:
-    """Gives weights [K][absent, present] under which both states of each class weigh equally, 1 on average."""
+def balanced_weights(labels: np.ndarray, *, exclusive: bool = False) -> list[list[float]]:
+    """Gives weights [K][absent, present], 1 on average over the known entries of labels f32[N,K].
+
+    Under them both states of a class weigh equally; with `exclusive` classes, every class does.
+    """
     known = ~np.isnan(labels)
     present = np.nansum(labels, axis=0)
     absent = known.sum(0) - present
-    weights = [known.sum(0) / (2 * np.maximum(state, 1.0)) for state in (absent, present)]
+    states = labels.shape[1] if exclusive else 2
+    weights = [known.sum(0) / (states * np.maximum(count, 1.0)) for count in (absent, present)]
     return np.stack(weights, axis=1).tolist()
 
 
@@ -380,7 +426,7 @@ def _stream(
         batch_size=spec["batch_size"],
         seed=seed,
         workers=config["workers"],
-        process=(jax.process_index(), jax.process_count()),
+        process=_process(),
     )
     return Stream(name, tasks, batches, spec["batch_size"])
 
@@ -397,44 +443,92 @@ def _evaluations(
     config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], sources: Sources
 ) -> dict[str, Evaluation]:
     selecting = config["best"]["metric"].split("/")[0]
+    specs = config["evaluations"]
+    during = [name for name, spec in specs.items() if spec["during_training"]]
+    if selecting not in during:
+        hint = catalog.suggestion(selecting, during)
+        raise InputError(f"config field best.metric: no evaluation {selecting!r} runs during training; {hint}")
     evaluations = {}
-    for name, spec in config["evaluations"].items():
-        stream_name = spec["stream"] or next(iter(config["streams"]))
-        if stream_name not in config["streams"]:
-            hint = catalog.suggestion(stream_name, config["streams"])
-            raise InputError(f"config field evaluations.{name}.stream: no stream {stream_name!r}; {hint}")
+    for name, spec in specs.items():
+        stream_name = _stream_of(name, spec, config)
         stream = config["streams"][stream_name]
-        dataset = spec["dataset"] or stream["dataset"]
-        build = spec["build"] or stream["build"]
-        calibrate_on = spec["calibrate_on"] or selecting
-        if calibrate_on not in config["evaluations"]:
-            hint = catalog.suggestion(calibrate_on, config["evaluations"])
-            raise InputError(f"config field evaluations.{name}.calibrate_on: no evaluation {calibrate_on!r}; {hint}")
-        source = sources.open(dataset, build, spec["split"])
-        batches = partial(
-            data.evaluation_batches,
-            source,
-            sources.read(dataset, spec["read"] or stream["read"]),
-            transform=spec["transform"],
-            batch_size=spec["batch_size"] or stream["batch_size"],
-            process=(jax.process_index(), jax.process_count()),
-        )
+        dataset, build = spec["dataset"] or stream["dataset"], spec["build"] or stream["build"]
+        read = spec["read"] or stream["read"]
+        calibrate_on = _calibrating(name, config, during, selecting)
+        protocol = protocols.get(spec["protocol"])
+        source, read_record = sources.open(dataset, build, spec["split"]), sources.read(dataset, read)
+        _check_classes(name, sources.classes(dataset, build, read), protocol, tasks[stream_name])
+        if protocol.case == "study" and "study_id" not in read_record(source[0]):
+            raise InputError(
+                f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
+            )
+        options = {"transform": spec["transform"], "batch_size": spec["batch_size"] or stream["batch_size"]}
         evaluations[name] = Evaluation(
             name=name,
             dataset=dataset,
             split=spec["split"],
-            protocol=protocols.get(spec["protocol"]),
+            protocol=protocol,
             tasks=tasks[stream_name],
-            batches=batches,
+            batches=partial(data.evaluation_batches, source, read_record, **options, process=_process()),
             size=len(source),
             calibrate_on=calibrate_on,
             during_training=spec["during_training"],
+            rows=json.dumps([stream_name, dataset, build, read, spec["split"], options]),
             phantom=dataset in config["phantom"],
         )
-    if selecting not in evaluations or not evaluations[selecting].during_training:
-        hint = catalog.suggestion(selecting, [name for name, e in evaluations.items() if e.during_training])
-        raise InputError(f"config field best.metric: no evaluation {selecting!r} runs during training; {hint}")
     return evaluations
+
+
+def _stream_of(name: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    stream = spec["stream"] or next(iter(config["streams"]))
+    if stream not in config["streams"]:
+        hint = catalog.suggestion(stream, config["streams"])
+        raise InputError(f"config field evaluations.{name}.stream: no stream {stream!r}; {hint}")
+    return stream
+
+
+def _calibrating(name: str, config: Mapping[str, Any], during: list[str], selecting: str) -> str:
+    """Names the evaluation that fixes the thresholds of another one: of the same tasks, on the same kind of case."""
+    specs = config["evaluations"]
+
+    def kind(other: str) -> tuple[str, str]:
+        return _stream_of(other, specs[other], config), protocols.get(specs[other]["protocol"]).case
+
+    chosen = specs[name]["calibrate_on"]
+    if chosen and chosen not in specs:
+        hint = catalog.suggestion(chosen, specs)
+        raise InputError(f"config field evaluations.{name}.calibrate_on: no evaluation {chosen!r}; {hint}")
+    if chosen and kind(chosen) != kind(name):
+        raise InputError(
+            f"config field evaluations.{name}.calibrate_on: {chosen!r} is of (stream, case) {kind(chosen)}, thresholds "
+            f"for {kind(name)} cannot come from it"
+        )
+    fitting = [other for other in (selecting, *during) if kind(other) == kind(name)]
+    if not chosen and not fitting:
+        raise InputError(
+            f"config field evaluations.{name}.calibrate_on: no evaluation during training is of (stream, case) "
+            f"{kind(name)}; add one on validation data, or name the one whose thresholds to take"
+        )
+    return chosen or fitting[0]
+
+
+def _check_classes(name: str, classes: tuple[str, ...], protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
+    for task_name, task in tasks.items():
+        own = getattr(task, "classes", classes)
+        if tuple(own) != tuple(classes):
+            raise InputError(
+                f"config field evaluations.{name}: its dataset has the classes {list(classes)}, task {task_name!r} "
+                f"predicts {list(own)}; choose the same with the options build or read"
+            )
+        if missing := set(protocol.classes) - set(own):
+            raise InputError(
+                f"config field evaluations.{name}.protocol: {protocol.name!r} needs the classes {sorted(missing)}, "
+                f"which task {task_name!r} lacks"
+            )
+
+
+def _process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 def _check_divisible(config: Mapping[str, Any], devices: int) -> None:
@@ -463,7 +557,7 @@ def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, ba
         weights = backbone.source.adapt_input(weights, mean=backbone.mean, std=backbone.std)
     own = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
     own, report = pretrained.warm_start(own, weights, part="backbone")
-    print(report)
+    logging.info("%s", report)
     return params | {"backbone": own["params"]}, batch_stats | {"backbone": own["batch_stats"]}
 
 

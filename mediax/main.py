@@ -2,7 +2,7 @@
 
 import os
 import sys
-import threading
+import traceback
 from pathlib import Path
 
 import jax
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         data=Path(data_dir).expanduser(),
         work=Path(FLAGS.workdir).expanduser(),
     )
-    run.run(FLAGS.config, folders, mode=FLAGS.mode, command=sys.argv)
+    run.run(FLAGS.config, folders, mode=FLAGS.mode, arguments=sys.argv[1:])
 
 
 def start(argv: list[str] | None = None) -> None:
@@ -64,6 +64,12 @@ def _guarded(argv: list[str]) -> None:
         _stop(str(error), 2)
     except Preempted as preempted:
         _stop(str(preempted), EXIT_CODE)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        # Leaving in the ordinary way waits for processes that will never come to the barrier.
+        traceback.print_exc()
+        _stop("an error that mediax does not know; the traceback above says where", 1)
 
 
 def _quiet_libraries() -> None:
@@ -90,16 +96,15 @@ def _take_config(argv: list[str]) -> tuple[list[str], str]:
 
 
 def _join_processes() -> None:
-    """Joins the job's other processes, found from the scheduler's variables."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
-    if tasks > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()
+    """Joins the other processes that `srun` started, found from the scheduler's variables."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        jax.distributed.initialize(heartbeat_timeout_seconds=60, shutdown_timeout_seconds=20)
 
 
 def _stop(message: str, code: int) -> None:
     """Prints one message and leaves; with other processes waiting at a barrier, without waiting for them."""
     print(f"mediax: {message}", file=sys.stderr, flush=True)
-    if jax.process_count() > 1 or threading.active_count() > 50:
+    if jax.process_count() > 1:
         os._exit(code)
     sys.exit(code)
 

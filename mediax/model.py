@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mediax.batch import Batch
+from mediax.errors import InputError
 
 Tree = dict[str, Any]
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -87,7 +88,15 @@ class Model(NamedTuple):
         return {name: task.apply(run, pyramid, batch) for name, task in tasks.items()}, batch_stats
 
     def normalise(self, image: jax.Array) -> jax.Array:
-        """Maps intensities f32[B,H,W,C] in [0, 1] to zero mean and unit variance by the given constants."""
+        """Maps intensities f32[B,H,W,C] in [0, 1] to zero mean and unit variance by the given constants.
+
+        Raises InputError if the images have another number of channels than the network.
+        """
+        if image.shape[-1] != len(self.mean):
+            raise InputError(
+                f"config field backbone.channels is {len(self.mean)}, the images have {image.shape[-1]} channels: "
+                "change the field, or give the stream and its evaluations the transform to_channels"
+            )
         return (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 

@@ -101,7 +101,7 @@ def rename(weights: dict[str, np.ndarray], table: Iterable[tuple[str, str]]) -> 
     expression that matches a whole module name with its new one, `part/attribute/...`, whose \\1, \\2 are the groups;
     a parameter without a last word is matched whole. Arrays change from torch's layout to ours: convolutions OIHW ->
     HWIO, linear layers [out,in] -> [in,out]. `num_batches_tracked` is dropped: nothing reads it.
-    Raises InputError that lists every name the table does not know.
+    Raises InputError with the names that the table does not know (the first eight and their number).
     """
     table = [(re.compile(pattern), replacement) for pattern, replacement in table]
     parts: dict[str, dict[Path, np.ndarray]] = {"backbone": {}, "head": {}}

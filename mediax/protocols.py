@@ -68,8 +68,7 @@ def cases(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
     """Reduces the rows of a split to the protocol's cases: (predictions, targets, patient of each case).
 
-    Over a study, scores take their maximum; labels must agree, and the largest known one is taken where a view's label
-    is unknown.
+    Over a study, scores and known labels take their maximum: a study is positive if any of its images is.
     """
     groups = host.get("patient_id")
     if protocol.case == "image":

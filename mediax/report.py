@@ -66,6 +66,13 @@ def write_results(workdir: str | os.PathLike, *, run: Mapping[str, Any], results
     replace_file(workdir / "results.md", _markdown(workdir, run, results).encode())
 
 
+def headline(result: Result) -> str:
+    """One line for the console: the first overall figures with their intervals."""
+    overall = [metric for metric in result.metrics if not _of_one_class(metric)][:3]
+    shown = ", ".join(f"{m.name} {m.value:.4f} [{m.low:.4f}, {m.high:.4f}]" for m in overall)
+    return f"{result.evaluation} ({result.dataset} {result.split}, n={overall[0].n if overall else 0}): {shown}"
+
+
 def _plain_result(result: Result) -> dict:
     content = dataclasses.asdict(result)
     for metric in content["metrics"]:

@@ -7,26 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from mediax import evaluate, experiment, figures, report, sharding, train
 from mediax.checkpoint import Checkpoints, abstract
 from mediax.errors import InputError
+from mediax.files import naming_file
+from mediax.preemption import Preemption
 from mediax.train import Training
 
 
-def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, command: Sequence[str]) -> None:
-    """Trains (mode `train`) and evaluates the best checkpoint, writing everything below `folders.work`."""
-    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, arguments: Sequence[str]) -> None:
+    """Trains (mode `train`) and evaluates the best checkpoint, writing everything below `folders.work`.
+
+    `arguments` are those of the command line, which the results repeat.
+    """
+    started = _now()
+    preemption = Preemption()
+    if mode == "evaluate" and not (folders.work / "checkpoints" / "best").is_dir():
+        raise InputError(f"{folders.work}: no checkpoint to evaluate; train first, with the same --workdir")
+    with naming_file(folders.work):
+        folders.work.mkdir(parents=True, exist_ok=True)
     training = experiment.compose(config, folders)
     if mode == "train":
-        train.fit(training, folders.work)
+        train.fit(training, folders.work, preemption)
     state, step = best_state(training, folders.work)
-    results = evaluate_all(training, state, folders.work, resamples=config["resamples"])
+    results = evaluate_all(training, state, folders.work)
     if jax.process_index() != 0:
         return
     figures.curves(folders.work, best_step=step)
     about = {
-        "command": list(command),
+        "command": ["python", "-m", "mediax.main", *arguments],
         "config": training.config,
         "config_hash": report.config_hash(training.config),
         "seed": training.seed,
@@ -36,22 +47,21 @@ def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, co
         "devices": report.devices(),
         "git_revision": report.git_revision(),
         "started": started,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "finished": _now(),
     }
     report.write_results(folders.work, run=about, results=results)
     for result in results:
-        shown = [m for m in result.metrics if m.name.endswith("/macro") or m.name == "accuracy"][:3]
-        figures_text = ", ".join(f"{m.name} {m.value:.4f} [{m.low:.4f}, {m.high:.4f}]" for m in shown)
-        print(f"{result.evaluation} ({result.dataset} {result.split}, {result.protocol}): {figures_text}")
+        print(report.headline(result))
     print(f"results: {folders.work / 'results.md'}")
 
 
 def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int]:
-    """Restores the best checkpoint of a run; raises InputError if there is none."""
+    """Restores the best checkpoint of a run; raises InputError if it was trained with another config."""
     checkpoints = Checkpoints(workdir, "best")
     step = checkpoints.latest_step()
     if step is None:
         raise InputError(f"{checkpoints.folder}: no checkpoint to evaluate; train first, with the same --workdir")
+    train.check_same_config(checkpoints.config(), training.config, checkpoints.folder, except_for=("evaluations",))
     shapes = jax.eval_shape(partial(train.init_state, training), jax.random.key(0))
     shardings = sharding.state_sharding(training.mesh, shapes, training.sharding)
     state, _ = checkpoints.restore(abstract(shapes, shardings), step)
@@ -59,39 +69,51 @@ def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int
     return state, step
 
 
-def evaluate_all(training: Training, state: train.TrainState, workdir: Path, *, resamples: int) -> list[report.Result]:
+def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> list[report.Result]:
     """Evaluates every split of the config, the thresholds coming from the evaluation that each is calibrated on."""
     evaluations = training.evaluations
-    collected, results = {}, []
+    collected: dict[str, evaluate.Collected] = {}  # by rows: protocols share the outputs of a split
     for name, evaluation in evaluations.items():
-        step = evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
-        collected[name] = evaluate.collect(step, state.evaluated(), evaluation, training.mesh)
+        if evaluation.rows not in collected:
+            logging.info("evaluating %s: %s images", name, f"{evaluation.size:,}")
+            step = evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
+            collected[evaluation.rows] = evaluate.collect(step, state.evaluated(), evaluation, training.mesh)
     calibrations = {
-        name: evaluate.calibrate(evaluations[name], collected[name])
+        name: evaluate.calibrate(evaluations[name], collected[evaluations[name].rows])
         for name in {evaluation.calibrate_on for evaluation in evaluations.values()}
     }
-    for name, evaluation in evaluations.items():
-        calibration = calibrations[evaluation.calibrate_on]
-        for scored in evaluate.score(evaluation, collected[name], calibration, resamples=resamples):
-            results.append(
-                report.Result(
-                    evaluation=name,
-                    dataset=evaluation.dataset,
-                    split=evaluation.split,
-                    task=scored.task,
-                    protocol=f"{evaluation.protocol.name} ({evaluation.protocol.description}); thresholds from "
-                    f"{evaluation.calibrate_on}",
-                    metrics=tuple(scored.metrics),
-                    phantom=evaluation.phantom,
-                )
-            )
+    results = []
+    for evaluation in evaluations.values():
+        rows, calibration = collected[evaluation.rows], calibrations[evaluation.calibrate_on]
+        for scored in evaluate.score(evaluation, rows, calibration, resamples=training.resamples):
+            results.append(_result(scored))
             if jax.process_index() == 0:
-                evaluation.tasks[scored.task].draw(
-                    workdir,
-                    name if len(evaluation.tasks) == 1 else f"{name}_{scored.task}",
-                    collected[name].predictions[scored.task],
-                    collected[name].targets[scored.task],
-                    collected[name].images,
-                    calibration[scored.task],
-                )
+                _draw(workdir, scored, rows, calibration[scored.task])
     return results
+
+
+def _result(scored: evaluate.Score) -> report.Result:
+    evaluation = scored.evaluation
+    protocol = evaluation.protocol
+    return report.Result(
+        evaluation=evaluation.name,
+        dataset=evaluation.dataset,
+        split=evaluation.split,
+        task=scored.task,
+        protocol=f"{protocol.name} ({protocol.description}; thresholds from {evaluation.calibrate_on})",
+        metrics=tuple(scored.metrics),
+        phantom=evaluation.phantom,
+    )
+
+
+def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calibration: Mapping[str, Any]) -> None:
+    evaluation = scored.evaluation
+    task = evaluation.tasks[scored.task]
+    name = evaluation.name if len(evaluation.tasks) == 1 else f"{evaluation.name}_{scored.task}"
+    predictions, targets, _ = evaluate.cases(evaluation, rows, scored.task)
+    task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
+    task.draw_samples(workdir, name, rows.images, rows.predictions[scored.task], rows.targets[scored.task], calibration)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -78,6 +78,7 @@ class Training:
     best_metric: str
     best_mode: str
     patience: int
+    resamples: int
     config: Mapping[str, Any]
 
 
@@ -174,18 +175,21 @@ def _moved_averages(state: TrainState, params: Tree, batch_stats: Tree, decay: f
     return ema
 
 
-def fit(training: Training, workdir: Path) -> None:
+def fit(training: Training, workdir: Path, preemption: Preemption) -> None:
     """Trains to the last step, an early stop or SIGTERM, resuming from the newest checkpoint in `workdir`.
 
     Raises Preempted after SIGTERM, with a checkpoint saved; InputError for a loss that is not finite, naming the step.
     """
-    loop = _Loop(training, workdir)
+    loop = _Loop(training, workdir, preemption)
     try:
-        loop.run()
+        with preemption.deferred():
+            loop.run()
     except BaseException:
-        # What stopped the run is what its user has to know, not what then went wrong while tidying up.
-        with contextlib.suppress(Exception):
-            loop.close()
+        # What stopped the run is what its user has to know, not what then went wrong while tidying up; and of several
+        # processes the others would never come to the barrier that tidying up waits at.
+        if jax.process_count() == 1:
+            with contextlib.suppress(Exception):
+                loop.close()
         raise
     loop.close()
 
@@ -193,13 +197,18 @@ def fit(training: Training, workdir: Path) -> None:
 class _Loop:
     """The loop's moving pieces: the state on the devices, the place in each stream, the history of evaluations."""
 
-    def __init__(self, training: Training, workdir: Path):
-        self.training, self.workdir = training, workdir
+    def __init__(self, training: Training, workdir: Path, preemption: Preemption):
+        self.training, self.preemption = training, preemption
         self.key, init_key = jax.random.split(jax.random.key(training.seed))
         shapes = jax.eval_shape(partial(init_state, training), init_key)
         self.shardings = sharding.state_sharding(training.mesh, shapes, training.sharding)
         self.latest, self.best = Checkpoints(workdir, "latest"), Checkpoints(workdir, "best")
         if self.latest.latest_step() is None:
+            if self.best.latest_step() is not None:
+                raise InputError(
+                    f"{self.best.folder}: holds the best checkpoint of a run whose latest one is gone. Give another "
+                    "--workdir, or delete the checkpoints to start anew."
+                )
             self.state = self._fresh_state(init_key)
             self.progress = {"positions": {}, "history": [], "meter": {}, "finished": False}
         else:
@@ -207,6 +216,7 @@ class _Loop:
             self.state, self.progress = self.latest.restore(abstract(shapes, self.shardings))
         self.step = int(self.state.step)
         self.iterators: dict[str, Iterator[Batch]] = {}
+        self.recent_loss = math.nan
         self.pending: tuple[int, Tree] | None = None
         is_host = jax.process_index() == 0
         self.log = MetricLog(workdir, resume_step=self.step, host=is_host)
@@ -217,7 +227,6 @@ class _Loop:
             for name, evaluation in training.evaluations.items()
             if evaluation.during_training
         }
-        self.preemption = Preemption()
 
     def _fresh_state(self, key: jax.Array) -> TrainState:
         state = jax.jit(partial(init_state, self.training), out_shardings=self.shardings)(key)
@@ -229,7 +238,11 @@ class _Loop:
         training = self.training
         while self.step < training.steps and not self.progress["finished"]:
             turn = training.schedule(self.step)
-            batch = sharding.to_device(self._next_batch(turn.stream), training.mesh)
+            batch = self._next_batch(turn.stream)
+            if batch is None:
+                self._save(self.latest)
+                self._stop()
+            batch = sharding.to_device(batch, training.mesh)
             self.state, logs = self.train_step(self.state, batch, self.key, turn=turn)
             self._read_logs()
             self.pending = (self.step, {f"{turn.stream}/{name}": value for name, value in logs.items()})
@@ -239,14 +252,13 @@ class _Loop:
                 self._write_logs()
             evaluated = self.step % training.evaluate_every == 0 or self.step == training.steps
             stop = self.preemption.reached(self.step)
-            with self.shown.pause():
-                if evaluated:
-                    self._evaluate()
-                if stop or evaluated or self.step % training.checkpoint_every == 0:
+            if stop or evaluated or self.step % training.checkpoint_every == 0:
+                with self.shown.pause():
+                    if evaluated:
+                        self._evaluate()
                     self._save(self.latest)
-            if stop and self.step < training.steps and not self.progress["finished"]:
-                self.latest.wait()
-                raise Preempted(f"stopped after step {self.step} of {training.steps}; the same command resumes")
+            if stop:
+                self._stop()
 
     def close(self) -> None:
         self.shown.close()
@@ -254,12 +266,23 @@ class _Loop:
         self.latest.close()
         self.best.close()
 
-    def _next_batch(self, stream: str) -> Batch:
+    def _stop(self) -> None:
+        self.latest.wait()
+        raise Preempted(f"stopped after step {self.step} of {self.training.steps}; the same command resumes")
+
+    def _next_batch(self, stream: str) -> Batch | None:
+        """Takes a batch; None if the signal that tells this process to stop has ended its data workers."""
         position = self.progress["positions"].setdefault(stream, 0)
         if stream not in self.iterators:
             self.iterators[stream] = self.training.streams[stream].batches(position)
+        try:
+            batch = next(self.iterators[stream])
+        except Exception:
+            if self.preemption.reached(self.step):
+                return None
+            raise
         self.progress["positions"][stream] = position + 1
-        return next(self.iterators[stream])
+        return batch
 
     def _read_logs(self) -> None:
         """Fetches the figures of the step before, while the devices work on this one."""
@@ -268,9 +291,9 @@ class _Loop:
         (step, logs), self.pending = self.pending, None
         for name, value in jax.device_get(logs).items():
             value = float(value)
-            if name.endswith("/loss") and not math.isfinite(value):
+            if not math.isfinite(value):
                 raise InputError(
-                    f"the loss {name} is {value} at step {step}: nothing was saved after it. Lower the learning rate "
+                    f"{name} is {value} at step {step}: nothing was saved after it. Lower the learning rate "
                     "(--config.optimizer.peak), clip gradients (--config.clip_norm) or look at the data of this step; "
                     f"the same command would resume from step {self.latest.latest_step() or 0}."
                 )
@@ -278,10 +301,10 @@ class _Loop:
             self.progress["meter"][name] = [total + value, count + 1]
 
     def _recent_loss(self) -> float:
-        losses = [
-            total / count for name, (total, count) in self.progress["meter"].items() if name.split("/")[1:] == ["loss"]
-        ]
-        return losses[0] if losses else math.nan
+        for name, (total, count) in self.progress["meter"].items():
+            if name.split("/")[1:] == ["loss"]:
+                self.recent_loss = total / count
+        return self.recent_loss
 
     def _write_logs(self) -> None:
         self._read_logs()
@@ -337,22 +360,23 @@ def best_step(history: list[dict[str, float]], metric: str, mode: str) -> int:
     return max(defined, key=lambda entry: (sign * entry[metric], -entry["step"]))["step"]
 
 
-RESUMABLE_FIELDS = ("workers", "log_every", "checkpoint_every")  # they change nothing that is computed, or little
+RESUMABLE_FIELDS = ("workers", "log_every", "checkpoint_every", "resamples")  # they change no weight
 
 
-def check_same_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
-    """Raises InputError naming the fields in which the config differs from the one being resumed."""
+def check_same_config(
+    saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, *, except_for: tuple[str, ...] = ()
+) -> None:
+    """Raises InputError naming the fields in which the config differs from that of the checkpoint."""
     saved, given = _flat(saved), _flat(given)
     differing = sorted(
         name
         for name in saved.keys() | given.keys()
-        if saved.get(name) != given.get(name) and name.split(".")[0] not in RESUMABLE_FIELDS
+        if saved.get(name) != given.get(name) and name.split(".")[0] not in (*RESUMABLE_FIELDS, *except_for)
     )
     if differing:
         shown = "; ".join(f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
         raise InputError(
-            f"{folder.parent}: holds a run of another config ({shown}). Give another --workdir, or the same config to "
-            "resume it."
+            f"{folder.parent}: holds a run of another config ({shown}). Give another --workdir, or the config it had."
         )
 
 

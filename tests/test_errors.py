@@ -116,7 +116,8 @@ def test_patient_in_two_splits(tree, raw, tmp_path):
     release = raw / "chexpert" / "CheXpert-v1.0-small"
     patient = next((release / "valid").iterdir())
     subprocess.run(["cp", "-r", patient, release / "train" / patient.name], check=True)
-    row = next(line for line in (release / "valid.csv").read_text().splitlines() if patient.name in line and "frontal" in line)
+    lines = (release / "valid.csv").read_text().splitlines()
+    row = next(line for line in lines if patient.name in line and "frontal" in line)
     table = _table(raw)
     table.write_text(table.read_text().rstrip("\n") + "\n" + row.replace("/valid/", "/train/") + "\n")
     _fails(tree, tmp_path, "train.csv", "valid", "one split only", arguments=[f"--manual_dir={raw}"])

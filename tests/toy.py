@@ -92,6 +92,7 @@ def training(*, batch_norm=False, dropout=0.0, streams=("a",), frozen=(), plan="
         "ema_decay": 0.9,
         "accumulate": 1,
         "clip_norm": 1.0,
+        "resamples": 0,
         "best_metric": "validation/classification/auroc/macro",
         "best_mode": "max",
         "patience": 0,

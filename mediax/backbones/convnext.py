@@ -45,6 +45,13 @@ def _published_by_timm(name: str) -> dict[str, Any]:
     return {"file": "model.safetensors", "source": source, "licence": "Apache-2.0", "classes": 1000, "size": 224}
 
 
+def _published_by_torchvision(file: str) -> dict[str, Any]:
+    source = f"https://download.pytorch.org/models/{file}"
+    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
+    licence = "BSD-3-Clause"
+    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": 224}
+
+
 # classes 1000: ImageNet-1k; 21841: ImageNet-22k. "22k_1k": trained on the second, then on the first.
 PUBLISHED = {
     "atto": [_published_by_timm("convnext_atto.d2_in1k")],
@@ -56,12 +63,14 @@ PUBLISHED = {
         _published_by_authors("convnext_tiny_22k_224.pth", 21841),
         _published_by_authors("convnext_tiny_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_tiny_22k_1k_384.pth", 1000, 384),
+        _published_by_torchvision("convnext_tiny-983f1562.pth"),
     ],
     "small": [
         _published_by_authors("convnext_small_1k_224_ema.pth", 1000),
         _published_by_authors("convnext_small_22k_224.pth", 21841),
         _published_by_authors("convnext_small_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_small_22k_1k_384.pth", 1000, 384),
+        _published_by_torchvision("convnext_small-0c510722.pth"),
     ],
     "base": [
         _published_by_authors("convnext_base_1k_224_ema.pth", 1000),
@@ -69,6 +78,7 @@ PUBLISHED = {
         _published_by_authors("convnext_base_22k_224.pth", 21841),
         _published_by_authors("convnext_base_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_base_22k_1k_384.pth", 1000, 384),
+        _published_by_torchvision("convnext_base-6075fbad.pth"),
     ],
     "large": [
         _published_by_authors("convnext_large_1k_224_ema.pth", 1000),
@@ -76,6 +86,7 @@ PUBLISHED = {
         _published_by_authors("convnext_large_22k_224.pth", 21841),
         _published_by_authors("convnext_large_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_large_22k_1k_384.pth", 1000, 384),
+        _published_by_torchvision("convnext_large-ea097f82.pth"),
     ],
     "xlarge": [
         _published_by_authors("convnext_xlarge_22k_224.pth", 21841),
@@ -299,7 +310,7 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path,
     """Published tensors by name -> {"backbone": {path: array}, "head": {path: array}} in this file's layout.
 
     Takes the names of the authors, of torchvision and of timm; the head is `heads/pooled.py` with normalize=True.
-    Raises InputError that lists the names it does not know.
+    Raises InputError with the names it does not know.
     """
     parts = pretrained.rename(weights, _NAMES)
     parts["backbone"] = {path: _layout(path, array) for path, array in parts["backbone"].items()}

@@ -233,7 +233,7 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path,
     """Published tensors by name -> {"backbone": {path: array}, "head": {path: array}} in this file's layout.
 
     Takes the names of torchvision, which timm shares; the head is `heads/pooled.py` without normalize.
-    Raises InputError that lists the names it does not know.
+    Raises InputError with the names it does not know.
     """
     return pretrained.rename(weights, _NAMES)
 

@@ -45,11 +45,16 @@ class Task:
             raise InputError(f"config field threshold of task {self.name!r}: no rule {self.threshold!r}; {hint}")
         if self.exclusive and len(self.classes) < 2:
             raise InputError(f"task {self.name!r}: exclusive classification needs at least 2 classes")
+        if len(self.class_weights) and np.shape(self.class_weights) != (len(self.classes), 2):
+            raise InputError(
+                f"config field class_weights of task {self.name!r} is {self.class_weights!r}: expected 'balanced' or "
+                f"{len(self.classes)} pairs (absent, present)"
+            )
+        catalog.check_options(f"head of task {self.name!r}", self._head().Head, self._head_options())
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
-        options = dict(self.head)
-        head = catalog.load("heads", options.pop("name"))
+        head, options = self._head(), self._head_options()
         return {f"head/{self.name}": lambda rngs: head.Head(channels, len(self.classes), rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> jax.Array:
@@ -74,10 +79,11 @@ class Task:
             weight = (labels * weights[:, 1]).sum(-1)
             entries = weight * optax.softmax_cross_entropy(logits, targets)
         else:
-            targets = labels * (1 - smoothing) + smoothing / 2
-            present = weights[:, 1] * targets * jax.nn.softplus(-logits)
-            absent = weights[:, 0] * (1 - targets) * jax.nn.softplus(logits)
-            entries = present + absent
+            # The weight belongs to the true state: smoothing must not lend a rare state's weight to the common one.
+            present, absent = weights[:, 1] * labels, weights[:, 0] * (1 - labels)
+            for_present = present * (1 - smoothing / 2) + absent * smoothing / 2
+            for_absent = present * smoothing / 2 + absent * (1 - smoothing / 2)
+            entries = for_present * jax.nn.softplus(-logits) + for_absent * jax.nn.softplus(logits)
         loss = jnp.where(known, entries, 0.0).sum() / jnp.maximum(count, 1.0)
         return loss, {"loss": loss}
 
@@ -128,25 +134,43 @@ class Task:
         name: str,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
-        images: np.ndarray,
-        calibration: Mapping[str, Any],
+        *,
+        classes: Sequence[str] = (),
     ) -> None:
-        """Draws the curves of a split and a sheet of its first `images` into `folder`, as `<kind>_<name>.png`."""
-        scores, labels = predictions["scores"], targets["labels"]
-        figures.roc(folder / f"roc_{name}.png", scores, labels, self.classes)
-        figures.reliability(folder / f"reliability_{name}.png", scores, labels, self.classes)
+        """Draws the curves of what `metrics` scored into `folder`, as `<kind>_<name>.png`."""
+        index = [self.classes.index(name) for name in classes or self.classes]
+        scores, labels = predictions["scores"][:, index], targets["labels"][:, index]
+        figures.roc(folder / f"roc_{name}.png", scores, labels, [self.classes[i] for i in index])
+        figures.reliability(folder / f"reliability_{name}.png", scores, labels, [self.classes[i] for i in index])
         if self.exclusive:
             truth = np.where(np.isnan(labels).any(1), -1, np.nan_to_num(labels).argmax(1))
             figures.confusion(folder / f"confusion_{name}.png", scores.argmax(1), truth, self.classes)
+
+    def draw_samples(
+        self,
+        folder: Path,
+        name: str,
+        images: np.ndarray,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        calibration: Mapping[str, Any],
+    ) -> None:
+        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with what is true and what was predicted."""
         figures.samples(
             folder / f"samples_{name}.png",
             images,
             classes=self.classes,
-            labels=labels[: len(images)],
-            scores=scores[: len(images)],
+            labels=targets["labels"][: len(images)],
+            scores=predictions["scores"][: len(images)],
             exclusive=self.exclusive,
             thresholds=calibration.get("thresholds"),
         )
+
+    def _head(self):
+        return catalog.load("heads", self.head.get("name", "pooled"))
+
+    def _head_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.head.items() if name != "name"}
 
     def _known(self, batch: Batch) -> jax.Array:
         known = ~jnp.isnan(batch["labels"])

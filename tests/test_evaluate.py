@@ -1,0 +1,175 @@
+"""Evaluation: every row once, in order, without padding; then cases, thresholds and figures."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from mediax import data, evaluate, protocols, sharding
+from mediax.errors import InputError
+from mediax.evaluate import Collected, Evaluation
+from mediax.metrics import Metric
+from mediax.protocols import Protocol
+
+TASK = "classification"
+
+
+def _evaluation(rows=13, batch_size=8, **changes):
+    training = toy.training()
+    values = {
+        "name": "validation",
+        "dataset": "toy",
+        "split": "validation",
+        "protocol": protocols.get("image"),
+        "tasks": training.streams["a"].tasks,
+        "batches": partial(data.evaluation_batches, toy.Source(rows), toy.read, batch_size=batch_size),
+        "size": rows,
+        "calibrate_on": "validation",
+        "during_training": True,
+    }
+    return Evaluation(**(values | changes))
+
+
+def _log(probability):
+    return np.log(np.asarray(probability, np.float64))
+
+
+@pytest.fixture(scope="module")
+def collected():
+    """Gives a split of 13 rows, collected in batches of 8, and the progress that was shown."""
+    training, evaluation, shown = toy.training(), _evaluation(), []
+    step = evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
+    variables = training.model.init(jax.random.key(0))
+    found = evaluate.collect(step, variables, evaluation, training.mesh, lambda *counts: shown.append(counts))
+    return found, shown
+
+
+def test_rows_come_in_the_order_of_the_source_and_without_padding(collected):
+    found, shown = collected
+    rows = [toy.Source()[index] for index in range(13)]
+    assert found.host["id"].tolist() == [row["id"] for row in rows]
+    assert found.host["patient_id"].tolist() == [row["patient_id"] for row in rows]
+    np.testing.assert_array_equal(found.targets[TASK]["labels"], np.stack([row["labels"] for row in rows]))
+    np.testing.assert_allclose(found.images, np.stack([row["image"] for row in rows]) / 255, rtol=1e-6)
+    assert shown == [(8, 13), (13, 13)]
+
+
+def test_scores_are_those_of_each_image_alone(collected):
+    found, _ = collected
+    training = toy.training()
+    params, batch_stats = training.model.init(jax.random.key(0))
+    images = np.stack([toy.Source()[index]["image"] for index in range(13)]).astype(np.float32) / 255
+    tasks = training.streams["a"].tasks
+    logits, _ = training.model.forward(tasks, params, batch_stats, {"image": images}, key=jax.random.key(1))
+    np.testing.assert_allclose(found.predictions[TASK]["scores"], jax.nn.sigmoid(logits[TASK]), rtol=1e-5)
+
+
+def test_loss_is_the_mean_over_known_entries(collected):
+    found, _ = collected
+    scores, labels = found.predictions[TASK]["scores"], found.targets[TASK]["labels"]
+    known = ~np.isnan(labels)
+    entries = np.where(labels == 1, -_log(scores), -_log(1 - scores))[known]
+    assert len(entries) == 26 - 3  # every fifth label of the second class is unknown
+    assert found.loss == pytest.approx(entries.mean(), rel=1e-5)
+
+
+def _echo(batch):
+    """A predict step that returns the first pixel as the score, and counts the valid rows as the loss."""
+    valid = np.asarray(batch["valid"])
+    scores = np.asarray(batch["image"])[:, 0, 0]
+    outputs = {"predictions": {"scores": scores}, "targets": {"labels": np.asarray(batch["labels"])}}
+    return {TASK: outputs | {"loss": np.float32(2 * valid.sum()), "count": np.float32(valid.sum())}}
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 8), (16, 8), (150, 20)])
+def test_any_size_of_split_and_batch(rows, batch_size):
+    evaluation = _evaluation(rows, batch_size)
+    found = evaluate.collect(_echo, (), evaluation, sharding.mesh())
+    expected = [toy.Source()[index]["image"][0, 0, 0] / 255 for index in range(rows)]
+    np.testing.assert_allclose(found.predictions[TASK]["scores"][:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.images[:, 0, 0, 0], expected[: evaluate.PICTURES], rtol=1e-6)
+    assert found.host["id"].tolist() == [str(index) for index in range(rows)]
+    assert found.loss == pytest.approx(2)
+
+
+def test_a_loss_without_known_entries_is_zero():
+    def unknown(batch):
+        return {TASK: _echo(batch)[TASK] | {"loss": np.float32(0), "count": np.float32(0)}}
+
+    assert evaluate.collect(unknown, (), _evaluation(), sharding.mesh()).loss == 0
+
+
+class Stub:
+    """A task that keeps what it is given: its threshold is the mean score, its figure that threshold."""
+
+    classes = ("Edema", "Fracture")
+
+    def __init__(self):
+        self.asked = {}
+
+    def calibrate(self, predictions, targets):
+        return {"threshold": float(predictions["scores"].mean())}
+
+    def metrics(self, predictions, targets, **options):
+        self.asked = options | {"scores": predictions["scores"], "labels": targets["labels"]}
+        return [Metric("threshold", options["calibration"]["threshold"], np.nan, np.nan, len(targets["labels"]))]
+
+
+def _collected(scores):
+    scores = np.asarray(scores, np.float32)
+    host = {
+        "patient_id": np.array([f"p{row // 2}" for row in range(len(scores))]),
+        "study_id": np.array([f"s{row // 2}" for row in range(len(scores))]),
+    }
+    return Collected({"stub": {"scores": scores}}, {"stub": {"labels": scores}}, host, 0.0, np.zeros(0))
+
+
+SCORES = [[0.0, 0.2], [0.4, 0.2], [0.6, 0.8], [1.0, 0.0]]
+
+
+def test_thresholds_come_from_one_split_and_figures_from_another():
+    task = Stub()
+    evaluation = _evaluation(tasks={"stub": task})
+    calibration = evaluate.calibrate(evaluation, _collected([[0.25, 0.25]] * 4))
+    assert calibration == {"stub": {"threshold": 0.25}}
+    (scored,) = evaluate.score(evaluation, _collected(SCORES), calibration, resamples=7)
+    assert (scored.evaluation, scored.task) == (evaluation, "stub")
+    assert [(metric.name, metric.value, metric.n) for metric in scored.metrics] == [("threshold", 0.25, 4)]
+    assert task.asked["resamples"] == 7 and task.asked["classes"] == ()
+    assert task.asked["groups"].tolist() == ["p0", "p0", "p1", "p1"]
+    np.testing.assert_array_equal(task.asked["scores"], np.float32(SCORES))
+
+
+def test_the_protocol_s_cases_are_calibrated_and_scored():
+    task = Stub()
+    protocol = Protocol("test", "", "", case="study", classes=("Fracture",))
+    evaluation = _evaluation(tasks={"stub": task}, protocol=protocol)
+    studies = np.float32([[0.4, 0.2], [1.0, 0.8]])
+    calibration = evaluate.calibrate(evaluation, _collected(SCORES))
+    assert calibration["stub"]["threshold"] == pytest.approx(studies.mean())
+    evaluate.score(evaluation, _collected(SCORES), calibration, resamples=0)
+    assert task.asked["classes"] == ("Fracture",) and task.asked["groups"].tolist() == ["p0", "p1"]
+    np.testing.assert_array_equal(task.asked["scores"], studies)
+    np.testing.assert_array_equal(task.asked["labels"], studies)
+
+
+def test_a_protocol_needs_its_classes():
+    evaluation = _evaluation(tasks={"stub": Stub()}, protocol=Protocol("test", "", "", classes=("Edema", "Mass")))
+    with pytest.raises(InputError, match=r"protocol 'test' needs the classes \['Mass'\], which task 'stub' lacks"):
+        evaluate.score(evaluation, _collected(SCORES), {"stub": {"threshold": 0.5}}, resamples=0)
+
+
+def test_evaluations_during_training_are_calibrated_on_themselves():
+    evaluations = {
+        "validation": _evaluation(),
+        "external": _evaluation(name="external"),
+        "test": _evaluation(name="test", during_training=False),
+    }
+    kept = evaluate.without_intervals(evaluations)
+    assert {name: evaluation.calibrate_on for name, evaluation in kept.items()} == {
+        "validation": "validation",
+        "external": "external",
+    }
+    assert evaluations["external"].calibrate_on == "validation"

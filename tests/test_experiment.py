@@ -1,0 +1,311 @@
+"""The composition root: defaults and their errors, every config of the repository, and what is composed from one."""
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from mediax import batch, experiment, protocols, train
+from mediax.errors import InputError
+from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+NAN = np.nan
+
+
+# Configs.
+
+
+def test_an_empty_config_is_the_defaults():
+    assert complete({}) == DEFAULTS
+
+
+def test_streams_and_evaluations_get_their_own_defaults():
+    config = complete({"streams": {"a": {"dataset": "medmnist"}, "b": {}}, "evaluations": {"test": {"split": "test"}}})
+    assert config["streams"] == {"a": STREAM | {"dataset": "medmnist"}, "b": STREAM}
+    assert config["evaluations"] == {"test": EVALUATION | {"split": "test"}}
+
+
+def test_given_values_replace_defaults_and_their_neighbours_stay():
+    config = complete({"steps": 5, "optimizer": {"peak": 0.5}})
+    assert config == DEFAULTS | {"steps": 5, "optimizer": DEFAULTS["optimizer"] | {"peak": 0.5}}
+
+
+def test_whole_numbers_become_floats_and_lists_tuples():
+    config = complete({"clip_norm": 2, "optimizer": {"peak": 1}, "backbone": {"mean": [0.5]}})
+    values = config["clip_norm"], config["optimizer"]["peak"], config["backbone"]["mean"]
+    assert values == (2.0, 1.0, (0.5,)) and [type(value) for value in values] == [float, float, tuple]
+
+
+def test_open_dicts_take_any_key():
+    given = {
+        "backbone": {"options": {"variant": "18"}},
+        "schedule": {"options": {"steps": 3}},
+        "optimizer": {"options": {"b1": 0.8}, "per_part": {"head/*": {"peak": 1.0}}},
+        "streams": {"a": {"build": {"flag": "x"}, "read": {"y": 1}, "tasks": {"classification": {"threshold": 0.1}}}},
+        "phantom": {"medmnist": {"train": 8}},
+    }
+    config = complete(given)
+    assert config["backbone"]["options"] == {"variant": "18"} and config["phantom"] == {"medmnist": {"train": 8}}
+    assert config["optimizer"]["per_part"] == {"head/*": {"peak": 1.0}}
+    assert config["streams"]["a"]["tasks"] == {"classification": {"threshold": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stepz": 1}, "config field stepz: unknown; did you mean 'steps'"),
+        ({"optimizer": {"peek": 1.0}}, "optimizer.peek: unknown; did you mean 'peak'"),
+        ({"streams": {"a": {"batchsize": 1}}}, "streams.a.batchsize: unknown; did you mean 'batch_size'"),
+        ({"evaluations": {"test": {"splitt": ""}}}, "evaluations.test.splitt: unknown; did you mean 'split'"),
+        ({"steps": "many"}, "config field steps is 'many': expected int, as in 1000"),
+        ({"steps": 10.0}, "steps is 10.0: expected int"),
+        ({"steps": True}, "steps is True: expected int"),
+        ({"clip_norm": True}, "clip_norm is True: expected float"),
+        ({"clip_norm": "1"}, "clip_norm is '1': expected float"),
+        ({"remat": 1}, "remat is 1: expected bool"),
+        ({"precision": None}, "precision is None: expected str"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw': expected a dict"),
+        ({"phantom": True}, "phantom is True: expected a dict"),
+        ({"schedule": {"frozen": "backbone"}}, r"schedule.frozen is 'backbone': expected tuple, as in \(\)"),
+        ({"streams": {"a": {"batch_size": 8.0}}}, "streams.a.batch_size is 8.0: expected int"),
+    ],
+)
+def test_what_is_misspelt_or_of_a_wrong_type_is_named(given, words):
+    with pytest.raises(InputError, match=words):
+        complete(given)
+
+
+@pytest.mark.parametrize("variant", ["", ":phantom"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_complete(path, variant):
+    config = load_config(f"{path}{variant}").to_dict()
+    assert complete(config) == config and config.keys() == DEFAULTS.keys()
+    assert all(stream.keys() == STREAM.keys() for stream in config["streams"].values())
+    assert all(evaluation.keys() == EVALUATION.keys() for evaluation in config["evaluations"].values())
+    assert all(protocols.get(evaluation["protocol"]) for evaluation in config["evaluations"].values())
+    selecting = config["best"]["metric"].split("/")[0]
+    assert config["streams"] and config["evaluations"][selecting]["during_training"]
+    assert bool(config["phantom"]) == bool(variant)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_refuses_another_variant(path):
+    with pytest.raises(InputError, match=r"cannot be loaded: ValueError: no variant 'fantom'; valid: .*phantom"):
+        load_config(f"{path}:fantom")
+
+
+def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*did you mean 'configs/pneumoniamnist_resnet.py'"):
+        load_config("configs/pneumoniamnist_resnt.py")
+    broken = tmp_path / "broken.py"
+    for text, words in (("steps = ", "SyntaxError"), ("x = 1", "get_config"), ("import no_such_module", "no_such_mod")):
+        broken.write_text(text)
+        with pytest.raises(InputError, match=f"broken.py cannot be loaded: .*{words}"):
+            load_config(str(broken))
+
+
+def test_overrides_name_fields_that_exist():
+    config = load_config(str(CONFIGS[0]))
+    stream, evaluation = next(iter(config.streams)), next(iter(config.evaluations))
+    for path in (
+        "steps",
+        "optimizer.peak",
+        "optimizer.per_part",
+        "backbone.options.no_such_option",
+        f"streams.{stream}.batch_size",
+        f"streams.{stream}.build.anything",
+        f"streams.{stream}.tasks.classification.threshold",
+        f"evaluations.{evaluation}.protocol",
+        "phantom.medmnist.train",
+    ):
+        check_override(config, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("stepz", r"--config.stepz: the config has no field 'stepz'; did you mean 'steps'"),
+        ("optimizer.peek", r"--config.optimizer.peek: optimizer has no field 'peek'; did you mean 'peak'"),
+        ("streams.chest.batch_size", "streams has no field 'chest'; did you mean 'chests'"),
+        ("streams.chests.batchsize", "streams.chests has no field 'batchsize'; did you mean 'batch_size'"),
+    ],
+)
+def test_an_override_of_nothing_is_an_error(path, words):
+    config = complete({"streams": {"chests": {}}})
+    for form in (config, ml_collections.ConfigDict(config)):
+        with pytest.raises(InputError, match=words):
+            check_override(form, path)
+
+
+# Class weights.
+
+
+def test_balanced_weights_give_both_states_of_a_class_the_same_sum():
+    labels = np.float32([[1, 0, NAN, 0.5], [0, 0, NAN, 1], [0, 0, NAN, 0], [NAN, 0, NAN, 0.5]])
+    # Three known, one present; four known, never present; never known; soft labels, two of four present in sum.
+    expected = [[3 / (2 * 2), 3 / (2 * 1)], [4 / (2 * 4), 4 / (2 * 1)], [0, 0], [1, 1]]
+    np.testing.assert_allclose(balanced_weights(labels), expected)
+    labels = (np.random.default_rng(0).random((200, 3)) < [0.1, 0.5, 0.8]).astype(np.float32)
+    absent, present = np.transpose(balanced_weights(labels))
+    np.testing.assert_allclose((labels * present).sum(0), ((1 - labels) * absent).sum(0))
+    np.testing.assert_allclose((labels * present + (1 - labels) * absent).mean(0), 1)
+
+
+# Composition.
+
+GIVEN = {
+    "steps": 10,
+    "phantom": {"medmnist": {"train": 24, "validation": 10, "test": 6, "workers": 1}},
+    "backbone": {"name": "resnet", "options": {"variant": "18", "depths": (1, 1), "width": 0.1}},
+    "streams": {
+        "pneumonia": {
+            "dataset": "medmnist",
+            "build": {"flag": "pneumoniamnist"},
+            "batch_size": 8,
+            "tasks": {"classification": {"class_weights": "balanced"}, "second": {"name": "classification"}},
+        },
+        "control": {
+            "dataset": "medmnist",
+            "batch_size": 4,
+            "permute_labels": True,
+            "tasks": {"classification": {}},
+        },
+    },
+    "evaluations": {
+        "validation": {"during_training": True},
+        "test": {"split": "test", "batch_size": 4, "protocol": "medmnist"},
+        "control": {"stream": "control", "calibrate_on": "test"},
+    },
+    "schedule": {"name": "cyclic", "frozen": ("head/*/second",)},
+    "optimizer": {"peak": 0.25, "schedule": "constant", "per_part": {"head/*": {"peak": 1.0}}, "layer_decay": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    return experiment.Folders(manual=None, data=folder / "data", work=folder / "run")
+
+
+@pytest.fixture(scope="module")
+def training(folders):
+    return experiment.compose(ml_collections.ConfigDict(complete(GIVEN)), folders)
+
+
+def _changed(path, value):
+    """A complete config with the field at the dotted `path` set to `value`."""
+    config = complete(copy.deepcopy(GIVEN))
+    *outer, last = path.split(".")
+    here = config
+    for name in outer:
+        here = here[name]
+    here[last] = value
+    return config
+
+
+def test_streams_and_evaluations_are_opened(training):
+    assert {name: stream.batch_size for name, stream in training.streams.items()} == {"pneumonia": 8, "control": 4}
+    assert {name: evaluation.size for name, evaluation in training.evaluations.items()} == {
+        "validation": 10,
+        "test": 6,
+        "control": 10,
+    }
+    assert [evaluation.calibrate_on for evaluation in training.evaluations.values()] == ["validation", *2 * ["test"]][
+        :1
+    ] + ["validation", "test"]
+    assert [evaluation.during_training for evaluation in training.evaluations.values()] == [True, False, False]
+    assert all(evaluation.phantom for evaluation in training.evaluations.values())
+    assert training.evaluations["test"].protocol.name == "medmnist"
+    for name, rows in (("pneumonia", 8), ("control", 4)):
+        first = next(training.streams[name].batches(0))
+        batch.check(first)
+        assert first["image"].shape == (rows, 28, 28, 1) and first["labels"].shape == (rows, 1)
+    seen = [name for rows in training.evaluations["test"].batches() for name in rows["id"][rows["valid"]]]
+    assert len(set(seen)) == len(seen) == 6
+
+
+def test_parts_schedule_and_optimizer_share_their_names(training):
+    heads = ["head/pneumonia/classification", "head/pneumonia/second", "head/control/classification"]
+    assert list(training.model.parts) == ["backbone", *heads] == list(training.optimizer)
+    assert [training.schedule(step).stream for step in range(3)] == ["pneumonia", "control", "pneumonia"]
+    assert training.schedule(0).live == ("backbone", "head/pneumonia/classification")
+    assert training.schedule(1).live == ("backbone", "head/control/classification")
+    assert training.learning_rate(5) == 0.25
+    assert (training.model.mean, training.model.std) == ((0.5,), (0.25,))
+    state = jax.eval_shape(partial(train.init_state, training), jax.random.key(0))
+    assert state.params.keys() == state.opt_state.keys() == training.model.parts.keys()
+    assert state.params["head/control/classification"]["linear"]["kernel"].shape[1] == 1
+
+
+def test_learning_rates_follow_the_part_and_the_layer(training):
+    head, backbone = "head/pneumonia/classification", "backbone"
+    rates = {}
+    for part in (head, backbone):
+        params = jax.tree.map(np.zeros_like, training.model.parts[part].init(jax.random.key(0))[0])
+        ones = jax.tree.map(np.ones_like, params)
+        chain = training.optimizer[part]
+        updates, _ = chain.update(ones, chain.init(params), params, step=0)
+        rates[part] = {round(-float(leaf.reshape(-1)[0]), 4) for leaf in jax.tree.leaves(updates)}
+    assert rates[head] == {1.0}
+    # The stem lies below both stages of one block: Adam's first step is the rate, halved for every layer above.
+    assert max(rates[backbone]) < 0.25 and len(rates[backbone]) > 1
+    assert all(np.log2(0.25 / rate).is_integer() for rate in rates[backbone])
+
+
+def test_balanced_weights_are_those_of_the_training_split(training):
+    batches = training.streams["pneumonia"].batches(0)
+    labels = np.concatenate([next(batches)["labels"] for _ in range(3)])  # one epoch of 24
+    weights = training.streams["pneumonia"].tasks["classification"].class_weights
+    np.testing.assert_allclose(weights, balanced_weights(labels))
+    assert training.streams["pneumonia"].tasks["second"].class_weights == ()
+
+
+def test_tasks_know_the_classes_of_their_dataset(training):
+    tasks = training.streams["pneumonia"].tasks
+    assert [(task.name, task.classes) for task in tasks.values()] == [
+        ("pneumonia/classification", ("Pneumonia",)),
+        ("pneumonia/second", ("Pneumonia",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("streams", {}, "streams is empty: expected at least one stream"),
+        ("streams.pneumonia.tasks", {}, "streams.pneumonia.tasks is empty: expected at least one task"),
+        ("accumulate", 3, r"streams.pneumonia.batch_size is 8: expected a multiple of .* 3 slices"),
+        ("evaluations.test.stream", "contrl", "evaluations.test.stream: no stream 'contrl'; did you mean 'control'"),
+        ("evaluations.test.calibrate_on", "tests", "test.calibrate_on: no evaluation 'tests'; did you mean 'test'"),
+        ("evaluations.test.protocol", "medmnst", "no protocol 'medmnst'; did you mean 'medmnist'"),
+        ("best.metric", "test/loss", "best.metric: no evaluation 'test' runs during training; Valid: validation"),
+        ("best.metric", "validaton/loss", "no evaluation 'validaton'; did you mean 'validation'"),
+        ("best.mode", "maximum", "config field best.mode: no 'maximum'; did you mean 'max'"),
+        ("streams.control.read", {"clases": "all"}, "read.clases of dataset 'medmnist': Valid: none"),
+        ("streams.control.tasks", {"classify": {}}, "tasks has no 'classify': did you mean 'classification'"),
+        ("streams.control.tasks", {"classification": {"weights": 1}}, "control.tasks.classification: no option 'wei"),
+        ("streams.control.tasks", {"classification": {"threshold": "f2"}}, "no rule 'f2'; did you mean 'f1'"),
+        ("streams.control.dataset", "medmist", "datasets has no 'medmist': did you mean 'medmnist'"),
+        ("backbone.name", "resnt", "backbones has no 'resnt': did you mean 'resnet'"),
+        ("backbone.options", {"widht": 1}, "backbone.options of 'resnet': no option 'widht'; did you mean 'width'"),
+        ("backbone.mean", (0.5, 0.5, 0.5), "backbone.mean and backbone.std: expected 1 numbers each"),
+        ("precision", "float16", "config field precision: no 'float16'"),
+        ("schedule.name", "cycle", "did you mean 'cyclic'"),
+        ("schedule.frozen", ("head/pneumo/*",), "no part matches the pattern 'head/pneumo/"),
+        ("optimizer.name", "adam", "did you mean 'adamw'"),
+        ("optimizer.per_part", {"neck/*": {}}, "per_part: nothing matches 'neck/"),
+    ],
+)
+def test_what_a_config_gets_wrong_is_named(folders, training, path, value, words):
+    with pytest.raises(InputError, match=words):
+        experiment.compose(_changed(path, value), folders)
+
+
+def test_the_phantom_is_made_once_for_the_same_arguments(folders, training):
+    trees = list((folders.data / "mediax_phantoms").iterdir())
+    assert [path.name.partition("-")[0] for path in trees] == ["medmnist"]
+    assert (trees[0] / "pneumoniamnist.npz").is_file()

@@ -1,0 +1,48 @@
+"""Preemption: SIGTERM is noticed and does not end the process."""
+
+import signal
+
+import jax
+import pytest
+from jax.experimental import multihost_utils
+
+from mediax.preemption import Preemption
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """Gives the handler of before and restores it, so that the tests' own process can be stopped again."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield before
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_is_noticed_and_remembered():
+    preemption = Preemption()
+    assert not preemption.reached(1)
+    signal.raise_signal(signal.SIGTERM)
+    assert preemption.reached(2) and preemption.reached(3)
+
+
+def test_each_run_starts_unsignalled():
+    first = Preemption()
+    signal.raise_signal(signal.SIGTERM)
+    second = Preemption()
+    assert first.reached(1) and not second.reached(1)
+    signal.raise_signal(signal.SIGTERM)
+    assert second.reached(2)
+
+
+def test_several_processes_leave_the_signal_to_jax(monkeypatch, handler):
+    asked = []
+
+    def reached(step):
+        asked.append(step)
+        return step == 3
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
+    preemption = Preemption()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert [preemption.reached(step) for step in (1, 2, 3)] == [False, False, True]
+    assert asked == [1, 2, 3]
