@@ -81,9 +81,9 @@ def _phantom(config: ConfigDict) -> ConfigDict:
     config.streams.chexpert.build.size = 96
     config.streams.chexpert.batch_size = 32
     config.backbone.options = {"depths": (1, 1, 2, 1), "widths": (32, 64, 128, 256), "layer_scale": 1.0}
-    config.steps = 600
+    config.steps = 1_000
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 100
+    config.evaluate_every = config.checkpoint_every = 200
     config.optimizer.peak = 2e-3
     config.optimizer.warmup_steps = 60
     config.optimizer.layer_decay = 1.0
@@ -91,4 +91,5 @@ def _phantom(config: ConfigDict) -> ConfigDict:
     config.ema_decay = 0.99
     config.precision = "float32"
     config.workers = 0
+    config.cpu_devices = 2
     return config

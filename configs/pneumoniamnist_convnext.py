@@ -62,6 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "weight_decay": 0.05,
     }
     config.ema_decay = 0.998
+    config.cpu_devices = 2
     if variant == "phantom":
         config.phantom = {"medmnist": {}}
         config.steps = 20

@@ -93,6 +93,7 @@ DEFAULTS = {
     "remat": False,
     "sharding": "replicated",
     "workers": 0,  # processes that read ahead
+    "cpu_devices": 1,  # devices that a CPU without accelerator stands for: batches are split over them
     "resamples": 1000,  # bootstrap draws of a confidence interval
     "phantom": {},  # dataset -> arguments of its phantom(): train on made-up images of the same layout
 }
@@ -104,6 +105,7 @@ MINIMUM = {  # of the numbers of a config that are not free
     "accumulate": 1,
     "batch_size": 1,
     "channels": 1,
+    "cpu_devices": 1,
     "workers": 0,
     "resamples": 0,
     "patience": 0,
@@ -200,6 +202,15 @@ class Folders:
     manual: Path | None
     data: Path
     work: Path
+
+
+def split_cpu(config: Mapping[str, Any]) -> None:
+    """Lets a CPU stand for several devices, which keeps all cores busy where images are too small to be split.
+
+    To be called before anything asks jax for its devices. Accelerators are not affected.
+    """
+    if config["cpu_devices"] > 1:
+        jax.config.update("jax_num_cpu_devices", config["cpu_devices"])
 
 
 def _check_minimums(config: Mapping[str, Any], prefix: str = "") -> None:

@@ -23,6 +23,7 @@ def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, ar
     `arguments` are those of the command line, which the results repeat.
     """
     started = _now()
+    experiment.split_cpu(config)
     preemption = Preemption()
     if mode == "evaluate" and not (folders.work / "checkpoints" / "best").is_dir():
         raise InputError(f"{folders.work}: no checkpoint to evaluate; train first, with the same --workdir")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
+from mediax.errors import InputError
 
 SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "N": 5, "R": 1}
 
@@ -76,3 +77,9 @@ def test_examples_are_stacked_into_the_schema_s_types():
     np.testing.assert_array_equal(batch["labels"], [[0, np.nan, 1], [1, np.nan, 1], [2, np.nan, 1]])
     assert batch["id"].tolist() == ["a", "aa", "aaa"] and batch["patient_id"].tolist() == ["0", "1", "2"]
     assert batch["valid"].dtype == bool and batch["boxes"].shape == (3, 0, 4)
+
+
+def test_examples_of_several_sizes_are_no_batch():
+    examples = [{"image": np.zeros((4, width, 1)), "valid": True} for width in (6, 6, 8)]
+    with pytest.raises(InputError, match=r"differ in the shape of 'image': \[\(4, 6, 1\), \(4, 8, 1\)\]"):
+        stack(examples)

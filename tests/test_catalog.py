@@ -28,3 +28,23 @@ def test_the_closest_name_comes_first():
     assert catalog.suggestion("transformer", ["resnet", "convnext"]) == "Valid: convnext, resnet."
     assert catalog.suggestion("anything", []) == "Valid: none."
     assert catalog.suggestion(1, {"b": 0, "a": 0}) == "Valid: a, b."
+
+
+def test_options_are_checked_against_what_is_called():
+    class Head:
+        def __init__(self, channels, classes, *, dropout=0.0, dtype=None, rngs):
+            pass
+
+    def phantom(root, *, train=1):
+        pass
+
+    catalog.check_options("head", Head, {"dropout": 0.1})
+    catalog.check_options("phantom", phantom, ["train"])
+    with pytest.raises(InputError, match="config field head: no option 'dropot'; did you mean 'dropout'"):
+        catalog.check_options("head", Head, ["dropot"])
+    # What mediax itself passes is not the user's to give.
+    for name in ("self", "channels", "dtype", "rngs"):
+        with pytest.raises(InputError, match=f"no option '{name}'"):
+            catalog.check_options("head", Head, [name])
+    with pytest.raises(InputError, match="config field phantom: no option 'trian'; did you mean 'train'"):
+        catalog.check_options("phantom", phantom, ["trian"])

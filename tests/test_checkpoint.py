@@ -86,6 +86,13 @@ def test_the_newest_is_kept_alone(checkpoints):
         checkpoints.restore(_abstract(_state()), 3)
 
 
+def test_an_earlier_step_is_not_lost_silently(checkpoints):
+    checkpoints.save(6, _state(6), PROGRESS, CONFIG)
+    checkpoints.wait()
+    with pytest.raises(InputError, match="latest: holds step 6, later than step 3 of this run"):
+        checkpoints.save(3, _state(3), PROGRESS, CONFIG)
+
+
 def test_more_can_be_kept_and_asked_for(tmp_path):
     checkpoints = Checkpoints(tmp_path, "latest", keep=2)
     for step in (3, 6):

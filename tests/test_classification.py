@@ -40,9 +40,14 @@ def _entries(task, logits, labels):
             continue
         for logit, label, (absent, present) in zip(z, y, weights):
             if not np.isnan(label):
-                target, probability = (1 - smoothing) * label + smoothing / 2, 1 / (1 + np.exp(-logit))
+                # A soft label is present in part and absent in part; each state has its weight and its smoothed target.
+                states = ((label, present, 1 - smoothing / 2), (1 - label, absent, smoothing / 2))
+                probability = 1 / (1 + np.exp(-logit))
                 entries.append(
-                    -present * target * np.log(probability) - absent * (1 - target) * np.log(1 - probability)
+                    -sum(
+                        share * weight * (target * np.log(probability) + (1 - target) * np.log(1 - probability))
+                        for share, weight, target in states
+                    )
                 )
     return entries
 
@@ -149,8 +154,6 @@ def test_the_head_is_a_part_named_after_the_task():
 
     logits = task.apply(run, {8: "features"}, {})
     assert asked == [(name, {8: "features"})] and logits.dtype == jnp.float32
-    with pytest.raises(InputError, match="did you mean 'pooled'"):
-        _task(head={"name": "poled"}).parts({4: 5})
 
 
 # In falling order of score, by hand: Youden's index is highest at the sixth row (sensitivity 1, specificity 6/9), F1 at
@@ -231,3 +234,11 @@ def test_errors_name_the_task():
         _task(threshold="yuden")
     with pytest.raises(InputError, match="'chest/classification': exclusive classification needs at least 2 classes"):
         _task(classes=("Edema",), exclusive=True)
+    with pytest.raises(
+        InputError, match="class_weights of task 'chest/classification'.*expected 'balanced' or 3 pairs"
+    ):
+        _task(class_weights=WEIGHTS[:2])
+    with pytest.raises(InputError, match="head of task 'chest/classification': no option 'dropot'; did you mean 'drop"):
+        _task(head={"name": "pooled", "dropot": 0.1})
+    with pytest.raises(InputError, match="did you mean 'pooled'"):
+        _task(head={"name": "poled"})

@@ -8,7 +8,6 @@ import pytest
 import toy
 
 from mediax import data, evaluate, protocols, sharding
-from mediax.errors import InputError
 from mediax.evaluate import Collected, Evaluation
 from mediax.metrics import Metric
 from mediax.protocols import Protocol
@@ -28,6 +27,7 @@ def _evaluation(rows=13, batch_size=8, **changes):
         "size": rows,
         "calibrate_on": "validation",
         "during_training": True,
+        "rows": "",
     }
     return Evaluation(**(values | changes))
 
@@ -104,8 +104,6 @@ def test_a_loss_without_known_entries_is_zero():
 class Stub:
     """A task that keeps what it is given: its threshold is the mean score, its figure that threshold."""
 
-    classes = ("Edema", "Fracture")
-
     def __init__(self):
         self.asked = {}
 
@@ -153,12 +151,6 @@ def test_the_protocol_s_cases_are_calibrated_and_scored():
     assert task.asked["classes"] == ("Fracture",) and task.asked["groups"].tolist() == ["p0", "p1"]
     np.testing.assert_array_equal(task.asked["scores"], studies)
     np.testing.assert_array_equal(task.asked["labels"], studies)
-
-
-def test_a_protocol_needs_its_classes():
-    evaluation = _evaluation(tasks={"stub": Stub()}, protocol=Protocol("test", "", "", classes=("Edema", "Mass")))
-    with pytest.raises(InputError, match=r"protocol 'test' needs the classes \['Mass'\], which task 'stub' lacks"):
-        evaluate.score(evaluation, _collected(SCORES), {"stub": {"threshold": 0.5}}, resamples=0)
 
 
 def test_evaluations_during_training_are_calibrated_on_themselves():

@@ -73,6 +73,8 @@ def test_open_dicts_take_any_key():
         ({"phantom": True}, "phantom is True: expected a dict"),
         ({"schedule": {"frozen": "backbone"}}, r"schedule.frozen is 'backbone': expected tuple, as in \(\)"),
         ({"streams": {"a": {"batch_size": 8.0}}}, "streams.a.batch_size is 8.0: expected int"),
+        ({"streams": {"a": 3}}, "config field streams.a is 3: expected a dict"),
+        ({"evaluations": {"test": "test"}}, "evaluations.test is 'test': expected a dict"),
     ],
 )
 def test_what_is_misspelt_or_of_a_wrong_type_is_named(given, words):
@@ -107,6 +109,9 @@ def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
         broken.write_text(text)
         with pytest.raises(InputError, match=f"broken.py cannot be loaded: .*{words}"):
             load_config(str(broken))
+    broken.write_text("def get_config():\n    return {'steps': 1}")
+    with pytest.raises(InputError, match="get_config of .*broken.py returned dict, expected a ConfigDict"):
+        load_config(str(broken))
 
 
 def test_overrides_name_fields_that_exist():
@@ -156,6 +161,15 @@ def test_balanced_weights_give_both_states_of_a_class_the_same_sum():
     np.testing.assert_allclose((labels * present + (1 - labels) * absent).mean(0), 1)
 
 
+def test_balanced_weights_of_exclusive_classes_give_every_class_the_same_sum():
+    labels = np.float32([[1, 0, 0]] * 6 + [[0, 1, 0]] * 3 + [[0, 0, 1]] + [[NAN] * 3])
+    present = np.transpose(balanced_weights(labels, exclusive=True))[1]
+    np.testing.assert_allclose(present, [10 / (3 * 6), 10 / (3 * 3), 10 / (3 * 1)])
+    np.testing.assert_allclose(np.nansum(labels * present), 10)
+    # A class that is never present has no row to weigh.
+    assert np.isfinite(balanced_weights(labels[:9], exclusive=True)).all()
+
+
 # Composition.
 
 GIVEN = {
@@ -178,8 +192,9 @@ GIVEN = {
     },
     "evaluations": {
         "validation": {"during_training": True},
+        "official": {"protocol": "medmnist", "calibrate_on": "test"},
         "test": {"split": "test", "batch_size": 4, "protocol": "medmnist"},
-        "control": {"stream": "control", "calibrate_on": "test"},
+        "control": {"stream": "control", "during_training": True},
     },
     "schedule": {"name": "cyclic", "frozen": ("head/*/second",)},
     "optimizer": {"peak": 0.25, "schedule": "constant", "per_part": {"head/*": {"peak": 1.0}}, "layer_decay": 0.5},
@@ -210,17 +225,19 @@ def _changed(path, value):
 
 def test_streams_and_evaluations_are_opened(training):
     assert {name: stream.batch_size for name, stream in training.streams.items()} == {"pneumonia": 8, "control": 4}
-    assert {name: evaluation.size for name, evaluation in training.evaluations.items()} == {
-        "validation": 10,
-        "test": 6,
-        "control": 10,
+    evaluations = training.evaluations
+    assert {name: (evaluation.size, evaluation.calibrate_on) for name, evaluation in evaluations.items()} == {
+        "validation": (10, "validation"),
+        "official": (10, "test"),
+        "test": (6, "validation"),
+        "control": (10, "control"),  # the selecting evaluation is another stream's
     }
-    assert [evaluation.calibrate_on for evaluation in training.evaluations.values()] == ["validation", *2 * ["test"]][
-        :1
-    ] + ["validation", "test"]
-    assert [evaluation.during_training for evaluation in training.evaluations.values()] == [True, False, False]
-    assert all(evaluation.phantom for evaluation in training.evaluations.values())
-    assert training.evaluations["test"].protocol.name == "medmnist"
+    assert [evaluation.during_training for evaluation in evaluations.values()] == [True, False, False, True]
+    assert all(evaluation.phantom for evaluation in evaluations.values())
+    assert evaluations["test"].protocol.name == "medmnist"
+    # Only the protocol differs: the model's outputs are the same.
+    assert evaluations["validation"].rows == evaluations["official"].rows
+    assert len({evaluation.rows for evaluation in evaluations.values()}) == 3
     for name, rows in (("pneumonia", 8), ("control", 4)):
         first = next(training.streams[name].batches(0))
         batch.check(first)
@@ -282,7 +299,11 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         ("evaluations.test.stream", "contrl", "evaluations.test.stream: no stream 'contrl'; did you mean 'control'"),
         ("evaluations.test.calibrate_on", "tests", "test.calibrate_on: no evaluation 'tests'; did you mean 'test'"),
         ("evaluations.test.protocol", "medmnst", "no protocol 'medmnst'; did you mean 'medmnist'"),
-        ("best.metric", "test/loss", "best.metric: no evaluation 'test' runs during training; Valid: validation"),
+        (
+            "best.metric",
+            "test/loss",
+            "best.metric: no evaluation 'test' runs during training; Valid: control, validation",
+        ),
         ("best.metric", "validaton/loss", "no evaluation 'validaton'; did you mean 'validation'"),
         ("best.mode", "maximum", "config field best.mode: no 'maximum'; did you mean 'max'"),
         ("streams.control.read", {"clases": "all"}, "read.clases of dataset 'medmnist': Valid: none"),
@@ -298,6 +319,22 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         ("schedule.frozen", ("head/pneumo/*",), "no part matches the pattern 'head/pneumo/"),
         ("optimizer.name", "adam", "did you mean 'adamw'"),
         ("optimizer.per_part", {"neck/*": {}}, "per_part: nothing matches 'neck/"),
+        ("steps", 0, "config field steps is 0: expected at least 1"),
+        ("streams.control.batch_size", 0, "streams.control.batch_size is 0: expected at least 1"),
+        ("evaluations.test.batch_size", -4, "evaluations.test.batch_size is -4: expected at least 1"),
+        ("optimizer.weight_decay", -0.1, "optimizer.weight_decay is -0.1: expected at least 0"),
+        ("evaluations.test.calibrate_on", "control", "calibrate_on: 'control' is of .* cannot come from it"),
+        ("evaluations.test.protocol", "study", "test.calibrate_on: no evaluation during training is of .* 'study'"),
+        ("evaluations.control.protocol", "study", "control.protocol: 'study' scores studies, but medmnist has none"),
+        ("evaluations.test.protocol", "chexpert/images", r"test.protocol: .* needs the classes \['Atelectasis', "),
+        (
+            "streams.control.tasks",
+            {"classification": {"classes": ("Mass",)}},
+            r"evaluations.control: its dataset has the classes \['Pneumonia'\], .* predicts \['Mass'\]",
+        ),
+        ("streams.control.tasks", {"classification": 3}, "control.tasks.classification is 3: expected a dict"),
+        ("phantom", {"medmnist": 3}, "phantom.medmnist is 3: expected a dict"),
+        ("phantom", {"medmnist": {"trian": 3}}, "phantom.medmnist: no option 'trian'; did you mean 'train'"),
     ],
 )
 def test_what_a_config_gets_wrong_is_named(folders, training, path, value, words):

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM is noticed and does not end the process."""
+"""Preemption: SIGTERM stops a run, at once or between two steps."""
 
 import signal
 
@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from mediax.preemption import Preemption
+from mediax.preemption import Preempted, Preemption
 
 
 @pytest.fixture(autouse=True)
@@ -17,20 +17,31 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_sigterm_is_noticed_and_remembered():
+def test_sigterm_while_training_waits_to_be_asked_for():
     preemption = Preemption()
-    assert not preemption.reached(1)
-    signal.raise_signal(signal.SIGTERM)
-    assert preemption.reached(2) and preemption.reached(3)
+    with preemption.deferred():
+        assert not preemption.reached(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.reached(2) and preemption.reached(3)
+
+
+def test_sigterm_before_and_after_training_stops_at_once():
+    preemption = Preemption()
+    with pytest.raises(Preempted, match="same command resumes"):
+        signal.raise_signal(signal.SIGTERM)
+    preemption = Preemption()
+    with pytest.raises(ValueError), preemption.deferred():
+        raise ValueError
+    with pytest.raises(Preempted):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_each_run_starts_unsignalled():
     first = Preemption()
-    signal.raise_signal(signal.SIGTERM)
+    with first.deferred():
+        signal.raise_signal(signal.SIGTERM)
     second = Preemption()
     assert first.reached(1) and not second.reached(1)
-    signal.raise_signal(signal.SIGTERM)
-    assert second.reached(2)
 
 
 def test_several_processes_leave_the_signal_to_jax(monkeypatch, handler):
