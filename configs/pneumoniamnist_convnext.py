@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"no variant {variant!r}; valid: phantom")
     config = ConfigDict()
     config.seed = 0
-    config.steps = 24 * STEPS_PER_EPOCH
+    config.steps = 20 * STEPS_PER_EPOCH
     config.evaluate_every = STEPS_PER_EPOCH
     config.checkpoint_every = STEPS_PER_EPOCH
     config.backbone = {

@@ -19,7 +19,7 @@ def test_names_are_the_files_of_the_folder(folder):
 
 @pytest.mark.parametrize("name", ["", "__init__", "pooled.Head", "../errors", "Pooled"])
 def test_what_is_no_file_is_not_loaded(name):
-    with pytest.raises(InputError, match="heads has no .*Valid: .*pooled"):
+    with pytest.raises(InputError, match=r"heads has no .*Valid: .*pooled"):
         catalog.load("heads", name)
 
 

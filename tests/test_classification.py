@@ -230,12 +230,12 @@ def test_patients_are_the_groups_of_the_bootstrap():
 
 
 def test_errors_name_the_task():
-    with pytest.raises(InputError, match="threshold of task 'chest/classification'.*did you mean 'youden'"):
+    with pytest.raises(InputError, match=r"threshold of task 'chest/classification'.*did you mean 'youden'"):
         _task(threshold="yuden")
     with pytest.raises(InputError, match="'chest/classification': exclusive classification needs at least 2 classes"):
         _task(classes=("Edema",), exclusive=True)
     with pytest.raises(
-        InputError, match="class_weights of task 'chest/classification'.*expected 'balanced' or 3 pairs"
+        InputError, match=r"class_weights of task 'chest/classification'.*expected 'balanced' or 3 pairs"
     ):
         _task(class_weights=WEIGHTS[:2])
     with pytest.raises(InputError, match="head of task 'chest/classification': no option 'dropot'; did you mean 'drop"):

@@ -110,7 +110,7 @@ def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
         with pytest.raises(InputError, match=f"broken.py cannot be loaded: .*{words}"):
             load_config(str(broken))
     broken.write_text("def get_config():\n    return {'steps': 1}")
-    with pytest.raises(InputError, match="get_config of .*broken.py returned dict, expected a ConfigDict"):
+    with pytest.raises(InputError, match=r"get_config of .*broken.py returned dict, expected a ConfigDict"):
         load_config(str(broken))
 
 

@@ -139,5 +139,5 @@ def test_images_are_normalised_per_channel():
     model = Model({}, (0.5, 0.0), (0.25, 2.0))
     image = jnp.asarray([0.0, 1.0, 0.5, 0.25]).reshape(1, 1, 2, 2)
     np.testing.assert_allclose(model.normalise(image), np.reshape([-2, 0.5, 0, 0.125], (1, 1, 2, 2)))
-    with pytest.raises(InputError, match="backbone.channels is 2, the images have 1 channels"):
+    with pytest.raises(InputError, match=r"backbone.channels is 2, the images have 1 channels"):
         model.normalise(image[..., :1])
