@@ -65,8 +65,10 @@ class Checkpoints:
         return restored.state, restored.progress
 
     def config(self) -> dict[str, Any]:
-        """Reads the config that the newest checkpoint was trained with."""
+        """Reads the config that the newest checkpoint was trained with; raises InputError if there is none."""
         step = self.latest_step()
+        if step is None:
+            raise InputError(f"{self.folder}: no checkpoint")
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
 
     def wait(self) -> None:

@@ -1,5 +1,6 @@
 """The composition root: a config becomes parts, tasks, streams, schedule, optimizer. Only this file reads its keys."""
 
+import copy
 import dataclasses
 import hashlib
 import importlib.util
@@ -127,9 +128,9 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     if not os.path.isfile(file):
         valid = [str(config.relative_to(ROOT)) for config in sorted((ROOT / "configs").glob("*.py"))]
         raise InputError(f"--config: no file {file!r}; {catalog.suggestion(file, valid)}")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
     try:
+        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         given = module.get_config(variant) if variant else module.get_config()
     except InputError:
@@ -157,7 +158,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    merged = dict(defaults)
+    merged = copy.deepcopy(dict(defaults))
     for name, value in given.items():
         if name not in defaults:
             raise InputError(f"config field {prefix}{name}: unknown; {catalog.suggestion(name, defaults)}")
@@ -184,15 +185,14 @@ def check_override(config: Mapping[str, Any], path: str) -> None:
     """Raises InputError if the dotted `path` of a command-line override names no field; open dicts take any key."""
     here, walked = config, ""
     for name in path.split("."):
+        if not isinstance(here, Mapping | ml_collections.ConfigDict):
+            raise InputError(f"--config.{path}: {walked} is {here!r} and has no fields of its own")
         if name not in here:
-            raise InputError(
-                f"--config.{path}: {walked or 'the config'} has no field {name!r}; " + catalog.suggestion(name, here)
-            )
+            hint = catalog.suggestion(name, here)
+            raise InputError(f"--config.{path}: {walked or 'the config'} has no field {name!r}; {hint}")
         if name in OPEN_FIELDS:
             return
         here, walked = here[name], f"{walked}.{name}" if walked else name
-        if not isinstance(here, Mapping | ml_collections.ConfigDict):
-            return
 
 
 @dataclass(frozen=True)
@@ -491,6 +491,11 @@ def _evaluations(
 
 
 def _stream_of(name: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    if not spec["stream"] and len(config["streams"]) > 1:
+        raise InputError(
+            f"config field evaluations.{name}.stream is empty: expected one of the streams, "
+            f"{', '.join(config['streams'])}, whose tasks it evaluates"
+        )
     stream = spec["stream"] or next(iter(config["streams"]))
     if stream not in config["streams"]:
         hint = catalog.suggestion(stream, config["streams"])

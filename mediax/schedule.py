@@ -21,7 +21,10 @@ Parts = Mapping[str, Sequence[str]]  # stream -> the parts that its tasks run th
 
 
 def cyclic(parts: Parts, weights: Mapping[str, float], frozen: Sequence[str] = ()) -> Schedule:
-    """Takes the streams in turn, one step each, with all but the frozen parts live."""
+    """Takes the streams in turn, one step each, with all but the frozen parts live.
+
+    The order is that of `parts`: alphabetical, because a config keeps its keys sorted.
+    """
     turns = _turns(parts, frozen)
     order = list(parts)
     return lambda step: turns[order[step % len(order)]]

@@ -43,6 +43,16 @@ class Task:
         if isinstance(self.threshold, str) and self.threshold not in THRESHOLDS:
             hint = catalog.suggestion(self.threshold, THRESHOLDS)
             raise InputError(f"config field threshold of task {self.name!r}: no rule {self.threshold!r}; {hint}")
+        if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
+            raise InputError(f"config field threshold of task {self.name!r} is {self.threshold}: expected 0 to 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"config field label_smoothing of task {self.name!r} is {self.label_smoothing}: expected 0 to below 1"
+            )
+        if not isinstance(self.head, Mapping):
+            raise InputError(
+                f"config field head of task {self.name!r} is {self.head!r}: expected a dict, as in {{'name': 'pooled'}}"
+            )
         if self.exclusive and len(self.classes) < 2:
             raise InputError(f"task {self.name!r}: exclusive classification needs at least 2 classes")
         if len(self.class_weights) and np.shape(self.class_weights) != (len(self.classes), 2):
