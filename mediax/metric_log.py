@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -143,7 +144,9 @@ class MetricLog:
             while row:
                 row = row[self._file.write(row) :]
         except OSError:
-            self._file.truncate(end)
+            # Taking the half row back is a courtesy to readers; a resume drops it anyway.
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
             raise
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:

@@ -67,10 +67,7 @@ def _stop_at(step: int, number: signal.Signals, *arguments, **options) -> int:
     )  # fmt: skip
     while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
         time.sleep(0.01)
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    os.killpg(process.pid, number)
     return process.wait()
 
 
@@ -115,12 +112,14 @@ def test_killed_at_any_step_and_started_again(folder, left_alone, step, workers)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_asks_for_another_start(folder, left_alone):
-    assert _stop_at(6, signal.SIGTERM, folder, "stopped") == EXIT_CODE
-    saved = ocp.CheckpointManager(folder / "stopped" / "checkpoints" / "latest").latest_step()
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_asks_for_another_start(folder, left_alone, workers):
+    name = f"stopped-{workers}"
+    assert _stop_at(6, signal.SIGTERM, folder, name, workers=workers) == EXIT_CODE
+    saved = ocp.CheckpointManager(folder / name / "checkpoints" / "latest").latest_step()
     assert 6 <= saved < STEPS
-    assert _run(folder, "stopped").returncode == 0
-    assert _ending(folder / "stopped") == left_alone
+    assert _run(folder, name, workers=workers).returncode == 0
+    assert _ending(folder / name) == left_alone
 
 
 @pytest.mark.slow
