@@ -54,9 +54,10 @@ def get_config(variant: str = "") -> ConfigDict:
         "schedule": "one_cycle",
         "warmup_steps": 4 * STEPS_PER_EPOCH,
         "start_fraction": 0.04,
+        "final_fraction": 0.3,
         "weight_decay": 0.05,
     }
-    config.ema_decay = 0.998
+    config.ema_decay = 0.9985
     config.cpu_devices = 2
     if variant == "phantom":
         config.phantom = {"medmnist": {}}

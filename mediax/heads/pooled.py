@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from mediax.errors import InputError
 
 
 class Head(nnx.Module):
     """Pyramid {stride: f[B,H/s,W/s,C_s]} -> coarsest level -> mean over H and W -> [LayerNorm] -> dropout -> f32[B,K].
 
     `channels` is the backbone's {stride: C_s}. `normalize` adds the LayerNorm (epsilon 1e-6) of ConvNeXt's published
-    head; the published ResNets have none. The pooled features and the logits are f32, whatever `dtype` is.
+    head; the published ResNets have none. `pooling` is "average", or "average_max": the maximum over H and W joins the
+    mean, which finds small lesions sooner where a network is trained from scratch. The pooled features and the logits
+    are f32, whatever `dtype` is. Raises InputError for an unknown pooling.
     """
 
     def __init__(
@@ -21,19 +25,26 @@ class Head(nnx.Module):
         channels: dict[int, int],
         classes: int,
         *,
+        pooling: Literal["average", "average_max"] = "average",
         normalize: bool = False,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.level = max(channels)
-        features = channels[self.level]
+        if pooling not in ("average", "average_max"):
+            raise InputError(f'pooled head: pooling={pooling!r}; choose "average" or "average_max"')
+        self.pooling = pooling
+        features = channels[self.level] * (2 if pooling == "average_max" else 1)
         self.norm = nnx.LayerNorm(features, epsilon=1e-6, dtype=jnp.float32, rngs=rngs) if normalize else nnx.data(None)
         self.dropout = dropout
         self.linear = nnx.Linear(features, classes, kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
 
     def __call__(self, pyramid: dict[int, jax.Array], *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
-        x = pyramid[self.level].astype(jnp.float32).mean((1, 2))
+        features = pyramid[self.level].astype(jnp.float32)
+        x = features.mean((1, 2))
+        if self.pooling == "average_max":
+            x = jnp.concatenate([x, features.max((1, 2))], axis=-1)
         if self.norm is not None:
             x = self.norm(x)
         if train and self.dropout > 0:
