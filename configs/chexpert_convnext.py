@@ -77,14 +77,25 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _phantom(config: ConfigDict) -> ConfigDict:
-    config.phantom = {"chexpert": {"patients": 640, "valid_patients": 100, "test_patients": 150, "size": 112}}
-    config.streams.chexpert.build.size = 96
+    config.phantom = {"chexpert": {"patients": 640, "valid_patients": 100, "test_patients": 150, "size": 128}}
+    config.streams.chexpert.build.size = 128
     config.streams.chexpert.batch_size = 32
-    config.backbone.options = {"depths": (1, 1, 2, 1), "widths": (32, 64, 128, 256), "layer_scale": 1.0}
-    config.steps = 1_000
+    config.streams.chexpert.transform = (
+        {"name": "random_affine", "rotate": 4, "translate": 0.04, "scale": 0.05, "probability": 0.9},
+    )
+    config.streams.chexpert.tasks.classification.head.pooling = "average_max"
+    config.backbone.options = {
+        "depths": (1, 1, 1, 2, 1),
+        "widths": (16, 32, 64, 128, 256),
+        "stem_stride": 2,
+        "layer_scale": 1.0,
+    }
+    config.steps = 800
     config.log_every = 20
     config.evaluate_every = config.checkpoint_every = 200
-    config.optimizer.peak = 2e-3
+    config.best.metric = "validation/loss"
+    config.best.mode = "min"
+    config.optimizer.peak = 3e-3
     config.optimizer.warmup_steps = 60
     config.optimizer.layer_decay = 1.0
     config.optimizer.per_part = {}
