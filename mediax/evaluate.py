@@ -1,6 +1,6 @@
 """Evaluation: every row of a split exactly once through the model, then the task's metrics under a protocol."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -106,6 +106,25 @@ def collect(
         loss=float(loss),
         images=np.concatenate(images)[:PICTURES],
     )
+
+
+def make_predict_steps(model: Model, evaluations: Iterable[Evaluation], mesh: Mesh) -> dict[str, Callable[..., Tree]]:
+    """Builds one predict step for each set of `rows` that the evaluations see."""
+    return {evaluation.rows: make_predict_step(model, evaluation.tasks, mesh) for evaluation in evaluations}
+
+
+def collect_all(
+    predict_steps: Mapping[str, Callable[..., Tree]],
+    variables: tuple[Tree, Tree],
+    evaluations: Iterable[Evaluation],
+    mesh: Mesh,
+) -> dict[str, Collected]:
+    """Runs each set of `rows` through the model once and returns it by `rows`."""
+    collected: dict[str, Collected] = {}
+    for evaluation in evaluations:
+        if evaluation.rows not in collected:
+            collected[evaluation.rows] = collect(predict_steps[evaluation.rows], variables, evaluation, mesh)
+    return collected
 
 
 def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[str, Any]]:

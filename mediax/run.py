@@ -73,12 +73,9 @@ def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int
 def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> list[report.Result]:
     """Evaluates every split of the config, the thresholds coming from the evaluation that each is calibrated on."""
     evaluations = training.evaluations
-    collected: dict[str, evaluate.Collected] = {}  # by rows: protocols share the outputs of a split
-    for name, evaluation in evaluations.items():
-        if evaluation.rows not in collected:
-            logging.info("evaluating %s: %s images", name, f"{evaluation.size:,}")
-            step = evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
-            collected[evaluation.rows] = evaluate.collect(step, state.evaluated(), evaluation, training.mesh)
+    logging.info("evaluating %s", ", ".join(f"{name} ({each.size:,} images)" for name, each in evaluations.items()))
+    steps = evaluate.make_predict_steps(training.model, evaluations.values(), training.mesh)
+    collected = evaluate.collect_all(steps, state.evaluated(), evaluations.values(), training.mesh)
     calibrations = {
         name: evaluate.calibrate(evaluations[name], collected[evaluations[name].rows])
         for name in {evaluation.calibrate_on for evaluation in evaluations.values()}

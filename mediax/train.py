@@ -222,11 +222,8 @@ class _Loop:
         self.log = MetricLog(workdir, resume_step=self.step, host=is_host)
         self.shown = Progress(training.steps, self.step, host=is_host)
         self.train_step = make_train_step(training, self.shardings)
-        self.predict_steps = {
-            name: evaluate.make_predict_step(training.model, evaluation.tasks, training.mesh)
-            for name, evaluation in training.evaluations.items()
-            if evaluation.during_training
-        }
+        self.evaluations = list(evaluate.without_intervals(training.evaluations).values())
+        self.predict_steps = evaluate.make_predict_steps(training.model, self.evaluations, training.mesh)
 
     def _fresh_state(self, key: jax.Array) -> TrainState:
         state = jax.jit(partial(init_state, self.training), out_shardings=self.shardings)(key)
@@ -315,13 +312,14 @@ class _Loop:
     def _evaluate(self) -> None:
         self._read_logs()
         row: dict[str, float] = {}
-        for name, evaluation in evaluate.without_intervals(self.training.evaluations).items():
-            collected = evaluate.collect(
-                self.predict_steps[name], self.state.evaluated(), evaluation, self.training.mesh
-            )
-            calibration = evaluate.calibrate(evaluation, collected)
-            row[f"{name}/loss"] = collected.loss
-            for scored in evaluate.score(evaluation, collected, calibration, resamples=0):
+        collected = evaluate.collect_all(
+            self.predict_steps, self.state.evaluated(), self.evaluations, self.training.mesh
+        )
+        for evaluation in self.evaluations:
+            name, rows = evaluation.name, collected[evaluation.rows]
+            calibration = evaluate.calibrate(evaluation, rows)
+            row[f"{name}/loss"] = rows.loss
+            for scored in evaluate.score(evaluation, rows, calibration, resamples=0):
                 for metric in scored.metrics:
                     if metric.name.endswith("/macro") or metric.name.count("/") == 0:
                         row[f"{name}/{scored.task}/{metric.name}"] = float(metric.value)
