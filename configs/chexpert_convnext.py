@@ -85,14 +85,14 @@ def _phantom(config: ConfigDict) -> ConfigDict:
     )
     config.streams.chexpert.tasks.classification.head.pooling = "average_max"
     config.backbone.options = {
-        "depths": (1, 1, 1, 2, 1),
+        "depths": (0, 1, 2, 2, 1),
         "widths": (16, 32, 64, 128, 256),
         "stem_stride": 2,
         "layer_scale": 1.0,
     }
-    config.steps = 800
+    config.steps = 700
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 200
+    config.evaluate_every = config.checkpoint_every = 175
     config.best.metric = "validation/loss"
     config.best.mode = "min"
     config.optimizer.peak = 3e-3

@@ -9,7 +9,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mediax import experiment, run
+from mediax import experiment, memory, run
 from mediax.errors import InputError
 from mediax.preemption import EXIT_CODE, Preempted
 
@@ -47,10 +47,12 @@ def start(argv: list[str] | None = None) -> None:
             if argument.startswith("--config."):
                 experiment.check_override(config, argument.removeprefix("--config.").partition("=")[0])
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv, lock_config=False, accept_new_attributes=True)
-        FLAGS(argv)
+        remaining = FLAGS(argv)
+        memory.keep_freed()
         _join_processes()
         _quiet_libraries()
-        app.run(_guarded, argv=argv)
+        # Parsed once: a second time would append to tuples that were given on the command line.
+        app.run(_guarded, argv=argv, flags_parser=lambda _: remaining)
     except InputError as error:
         _stop(str(error), 2)
     except flags.Error as error:

@@ -87,7 +87,9 @@ def init_state(training: Training, key: jax.Array) -> TrainState:
     params, batch_stats = training.model.init(key)
     opt_state = {part: training.optimizer[part].init(params[part]) for part in params}
     averages = _averages(training, params, batch_stats)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, averages)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, averages)
+    # An initializer's weakly typed array would come out of the first step strongly typed, and the step compile twice.
+    return jax.tree.map(lambda array: jax.lax.convert_element_type(array, array.dtype), state)
 
 
 def _averages(training: Training, params: Tree, batch_stats: Tree) -> Tree | None:

@@ -56,6 +56,12 @@ def test_parts_that_are_not_live_do_not_move_by_a_bit(plan):
                     assert pair[0] != pair[1], (step, part, kind)
 
 
+def test_the_state_keeps_its_types_so_that_the_step_compiles_once():
+    training = toy.training()
+    shapes = jax.eval_shape(partial(train.init_state, training), jax.random.key(0))
+    assert not [leaf for leaf in jax.tree.leaves(shapes) if getattr(leaf, "weak_type", False)]
+
+
 def test_slices_of_a_batch_add_up_to_the_whole():
     whole, logs = _steps(toy.training())
     sliced, sliced_logs = _steps(toy.training(accumulate=4))

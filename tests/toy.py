@@ -22,10 +22,11 @@ class Backbone(nnx.Module):
     def __init__(self, *, batch_norm: bool, dropout: float, rngs):
         self.conv = nnx.Conv(1, 4, (3, 3), strides=(2, 2), rngs=rngs)
         self.norm = BatchNorm(4, rngs=rngs) if batch_norm else nnx.LayerNorm(4, rngs=rngs)
+        self.scale = nnx.Param(jax.numpy.full(4, 1.0))  # weakly typed, as a Python number makes it
         self.batch_norm, self.dropout = batch_norm, dropout
 
     def __call__(self, image, *, train, rngs):
-        x = self.conv(image)
+        x = self.conv(image) * self.scale[...]
         x = self.norm(x, train) if self.batch_norm else self.norm(x)
         if train and self.dropout:
             x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
