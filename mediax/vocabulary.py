@@ -28,6 +28,10 @@ CHEST_FINDINGS = (
     Term("Aortic Enlargement", ("Enlarged Cardiomediastinum",)),
     Term("Enlarged Pulmonary Artery", ("Enlarged Cardiomediastinum",), ("Enlarged PA",)),
     Term("Mediastinal Shift"),
+    Term("Mediastinal Widening", ("Enlarged Cardiomediastinum",), ("Widened Mediastinum",)),
+    Term("Pneumomediastinum"),
+    Term("Aortic Calcification", ("Calcification",), ("Aortic Atherosclerosis",)),
+    Term("Hilar Enlargement", (), ("Enlarged Hilum",)),
     # Lung.
     Term("Lung Opacity", synonyms=("Airspace Opacity", "Opacity")),
     Term("Lung Lesion", ("Lung Opacity",)),
@@ -47,7 +51,10 @@ CHEST_FINDINGS = (
     Term("Pulmonary Fibrosis", (), ("Fibrosis",)),
     Term("Emphysema"),
     Term("Chronic Obstructive Pulmonary Disease", (), ("COPD",)),
+    Term("Bronchiectasis"),
     Term("Calcification"),
+    Term("Granuloma", ("Calcification",), ("Calcified Granuloma",)),
+    Term("Miliary Pattern", ("Lung Opacity",), ("Miliary",)),
     Term("Tuberculosis", (), ("TB", "Pulmonary Tuberculosis", "PulmonaryTuberculosis")),
     Term("Active Tuberculosis", ("Tuberculosis",), ("ActiveTuberculosis",)),
     Term("Latent Tuberculosis", ("Tuberculosis",), ("ObsoletePulmonaryTuberculosis", "Obsolete Tuberculosis")),
@@ -60,7 +67,16 @@ CHEST_FINDINGS = (
     Term("Fracture"),
     Term("Clavicle Fracture", ("Fracture",)),
     Term("Rib Fracture", ("Fracture",)),
+    Term("Scoliosis"),
+    Term("Subcutaneous Emphysema"),
+    Term("Pneumoperitoneum"),
+    Term("Elevated Diaphragm", (), ("Elevated Hemidiaphragm",)),
     Term("Support Devices", (), ("Support Device",)),
+    Term("Endotracheal Tube", ("Support Devices",), ("ETT",)),
+    Term("Nasogastric Tube", ("Support Devices",), ("NGT",)),
+    Term("Central Venous Catheter", ("Support Devices",), ("CVC", "Central Line")),
+    Term("Chest Tube", ("Support Devices",), ("Chest Drain",)),
+    Term("Pacemaker", ("Support Devices",)),
     Term("Other Lesion"),
     Term("Other Disease", (), ("Other Diseases",)),
     Term("Sick Non-Tuberculosis", (), ("Sick",)),
@@ -75,6 +91,23 @@ CHEST_STRUCTURES = (
     Term("Clavicles", (), ("Clavicle",)),
     Term("Left Clavicle", ("Clavicles",)),
     Term("Right Clavicle", ("Clavicles",)),
+    Term("Ribs", (), ("Rib",)),
+    Term("Spine", (), ("Vertebrae",)),
+    Term("Diaphragm"),
+    Term("Mediastinum"),
+    Term("Aorta"),
+    Term("Trachea"),
+)
+
+# What is true of a whole radiograph without being a finding: teaching sets ask for it.
+IMAGE_PROPERTIES = (
+    Term("Orientation Up", (), ("Up",)),
+    Term("Orientation Down", (), ("Down",)),
+    Term("Orientation Left", (), ("Left",)),
+    Term("Orientation Right", (), ("Right",)),
+    Term("Female", (), ("F", "Woman")),
+    Term("Male", (), ("M", "Man")),
+    Term("Anomaly", (), ("Anom", "Abnormal")),
 )
 
 FUNDUS_FINDINGS = (
@@ -90,10 +123,16 @@ FUNDUS_FINDINGS = (
     Term("Haemorrhage", (), ("Hemorrhage", "Haemorrhages", "Hemorrhages")),
     Term("Hard Exudate", (), ("Hard Exudates",)),
     Term("Soft Exudate", (), ("Soft Exudates", "Cotton Wool Spot", "Cotton Wool Spots")),
+    Term("Neovascularisation", ("Proliferative Diabetic Retinopathy",), ("Neovascularization",)),
+    Term("Vitreous Haemorrhage", (), ("Vitreous Hemorrhage",)),
+    Term("Venous Beading"),
+    Term("Hypertension", (), ("Ocular Hypertension",)),
 )
 
 FUNDUS_STRUCTURES = (
     Term("Vessels", (), ("Vessel", "Blood Vessel", "Blood Vessels", "Retinal Vessels")),
+    Term("Arteries", ("Vessels",), ("Artery", "Arterioles")),
+    Term("Veins", ("Vessels",), ("Vein", "Venules")),
     Term("Optic Disc", (), ("Optic Disk", "Disc", "Disk")),
     Term("Optic Cup", ("Optic Disc",), ("Cup",)),
     Term("Macula"),
@@ -101,7 +140,8 @@ FUNDUS_STRUCTURES = (
     Term("Field of View", (), ("FOV",)),
 )
 
-TERMS = {term.name: term for term in (*CHEST_FINDINGS, *CHEST_STRUCTURES, *FUNDUS_FINDINGS, *FUNDUS_STRUCTURES)}
+GROUPS = (CHEST_FINDINGS, CHEST_STRUCTURES, IMAGE_PROPERTIES, FUNDUS_FINDINGS, FUNDUS_STRUCTURES)
+TERMS = {term.name: term for group in GROUPS for term in group}
 
 
 def canonical(name: str) -> str:
