@@ -11,7 +11,10 @@ Batch = dict[str, Any]
 
 
 class Field(NamedTuple):
-    """One field of a batch; `shape` names its axes: B rows, H, W pixels, C channels, K classes, N boxes, R targets."""
+    """One field of a batch; `shape` names its axes.
+
+    B rows, H and W pixels, C channels, K classes, S structures, N boxes, P points, R targets.
+    """
 
     dtype: str
     shape: tuple[str, ...]
@@ -27,8 +30,13 @@ FIELDS: dict[str, Field] = {
     "boxes": Field("float32", ("B", "N", "4"), "ymin, xmin, ymax, xmax as fractions of the image", "box_valid False"),
     "box_labels": Field("int32", ("B", "N"), "class index of each box", "box_valid False"),
     "box_valid": Field("bool", ("B", "N"), "False on boxes that only pad", "never"),
-    "masks": Field("uint8", ("B", "H", "W", "K"), "0 or 1, one channel per structure", "mask_valid False"),
-    "mask_valid": Field("bool", ("B", "K"), "False where a structure was not annotated", "never"),
+    "boxes_known": Field("bool", ("B",), "False where nobody annotated boxes", "True"),
+    "masks": Field("uint8", ("B", "H", "W", "S"), "0 or 1, one channel per structure", "mask_valid False"),
+    "mask_valid": Field("bool", ("B", "S"), "False where a structure was not annotated", "never"),
+    "second_masks": Field("uint8", ("B", "H", "W", "S"), "another reader's masks, to compare with", "absent"),
+    "keypoints": Field("float32", ("B", "P", "2"), "y, x as fractions of the image", "NaN"),
+    "moving": Field("float32", ("B", "H", "W", "C"), "the image to be registered onto `image`", "absent"),
+    "moving_keypoints": Field("float32", ("B", "P", "2"), "the same points in `moving`", "NaN"),
     "field_of_view": Field("uint8", ("B", "H", "W"), "1 where the camera saw the retina", "1 everywhere"),
     "spacing_mm": Field("float32", ("B", "2"), "pixel spacing in mm (row, column)", "NaN"),
 }

@@ -1,4 +1,4 @@
-"""What all datasets share: finding the raw files, checking them, building ArrayRecord files with TFDS, reading records.
+"""What all datasets share: finding the raw files, checking them, building ArrayRecord files for TFDS, reading records.
 
 A dataset is one file in `mediax/datasets`: `CLASSES`, `SOURCE`, a `Builder(builder.Builder)`, `phantom`, `classes`
 and `read`. Its Builder says where its files lie (`find`), what is annotated (`rows`) and, where the defaults do not
@@ -11,15 +11,18 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import datetime
 import errno
 import fcntl
 import functools
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import sys
+import time
 import typing
 import urllib.request
 import zlib
@@ -31,8 +34,10 @@ from typing import IO, Any, Literal
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from mediax import catalog, images
+from mediax import annotations, catalog, images, shards
 from mediax.errors import InputError
 
 
@@ -95,7 +100,7 @@ class Row:
     """One image to come. `where` names the annotation that asks for it ("train.csv, line 17"), for error messages.
 
     `image` is a file or decoded pixels u8[H,W,C]; `fields` are the record's other features, as `Builder.features` lists
-    them, or whatever a Builder's own `example` makes them from.
+    them, or whatever a Builder's own `annotations` makes them from. Coordinates are in pixels of the file.
     """
 
     id: str
@@ -105,11 +110,12 @@ class Row:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of every dataset's TFDS builder. Records hold `id`, `patient_id`, `image` (encoded) and `features()`.
+class Builder(FileReaderBuilder, skip_registration=True):
+    """Base of every dataset's TFDS builder.
 
-    A subclass sets SOURCE, VERSION and BUILDER_CONFIGS and defines `features`, `find` and `rows`; it may override
-    `load`, `example` and `download`. TFDS's name of the dataset is the name of its module.
+    Records hold `id`, `patient_id`, `image` (encoded), `original_size` (height and width of the file's image) and
+    `features()`. A subclass sets SOURCE, VERSION and BUILDER_CONFIGS and defines `features`, `find` and `rows`; it may
+    override `load`, `annotations` and `download`. TFDS's name of the dataset is the name of its module.
     """
 
     SOURCE: Source
@@ -136,7 +142,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise InputError(f'on_corrupt={on_corrupt!r}: expected "error" or "skip"')
         self._manual_dir = Path(manual_dir).expanduser() if manual_dir else None
         self._on_corrupt = on_corrupt
-        self._workers = workers or min(32, len(os.sched_getaffinity(0)))
+        self.workers = workers or min(32, len(os.sched_getaffinity(0)))
         self._planned = self._done = self._bytes = 0
         super().__init__(file_format="array_record", **kwargs)
 
@@ -161,13 +167,23 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The pixels of a row, u8[H,W,C] or u16[H,W,C] before fitting. Runs in a thread."""
         return row.image if isinstance(row.image, np.ndarray) else images.read(row.image, channels=self.CHANNELS)
 
+    def annotations(self, row: Row, pixels: np.ndarray) -> dict[str, Any]:
+        """The record's fields besides the image, in pixels of the file; by default `row.fields`. Runs in a thread.
+
+        Override it where annotations must be decoded, as masks are. `follow` says which fields follow the image.
+        """
+        del pixels
+        return row.fields
+
     def example(self, row: Row) -> dict[str, Any]:
-        """The record of a row without its ids. Runs in a thread. Override it where masks or boxes follow the image."""
+        """The record of a row without its ids. Runs in a thread."""
         pixels = self.load(row)
+        fit = self.fit(pixels)
+        record = {"original_size": np.int32(pixels.shape[:2]), **follow(self.annotations(row, pixels), fit, row.where)}
         kept = isinstance(row.image, Path) and not {"size", "encoding"} & set(self.builder_config.chosen())
         if kept and images.is_plain(data := row.image.read_bytes(), self.CHANNELS):
-            return {"image": data, **row.fields}
-        return {"image": self.encode(self.fit(pixels).image(pixels)), **row.fields}
+            return {"image": data, **record}
+        return {"image": self.encode(fit.image(pixels)), **record}
 
     def fit(self, pixels: np.ndarray) -> images.Fit:
         """How the builder config fits an image [H,W,C]: apply it to the image, its masks and its boxes."""
@@ -184,43 +200,156 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=self.DTYPE)
         names = {"id": tfds.features.Text(), "patient_id": tfds.features.Text()}
+        size = tfds.features.Tensor(shape=(2,), dtype=np.int32)  # height and width of the file's image
         return tfds.core.DatasetInfo(
             builder=self,
             description=sys.modules[type(self).__module__].__doc__ or self.SOURCE.title,
-            features=tfds.features.FeaturesDict({**names, "image": image, **self.features()}),
+            features=tfds.features.FeaturesDict({**names, "image": image, "original_size": size, **self.features()}),
             homepage=self.SOURCE.homepage,
             citation=self.SOURCE.citation,
             license=self.SOURCE.licence,
             metadata=tfds.core.MetadataDict(skipped=[]),
         )
 
-    def _split_generators(self, dl_manager):
-        splits = {split: rows for split, rows in self.rows(self._locate(dl_manager)).items() if rows}
+    def download_and_prepare(self) -> None:
+        """Builds the set where it is to lie, in a folder of another name until it is complete.
+
+        A killed or failed build leaves its finished shards there: the next one goes on with them, if nothing that they
+        were made from has changed. Threads decode, at most a few images ahead of the one that is written; what is
+        written does not depend on their number. Call it while holding the lock of `prepare`.
+        """
+        manager = self._make_download_manager(None, tfds.download.DownloadConfig())
+        self._download_and_prepare(manager)
+        self.info.download_size = manager.downloaded_size
+        self.info.write_to_directory(self.incomplete)
+        self.incomplete.rename(self.data_path)
+        (Path(self.data_path) / shards.Manifest.NAME).unlink()
+        self.info.update_data_dir(self.data_dir)
+        logging.info("%s: built %d images", self.name, self.info.splits.total_num_examples)
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        del download_config
+        splits = self.annotated(dl_manager)
+        check_ids(splits, disjoint_patients=self.DISJOINT_PATIENTS)
+        check_files(splits, self.workers)
+        logging.info("%s: building %s", self.name, self.data_path)
+        planned = {split: self._plan(split, rows) for split, rows in splits.items()}
+        manifest = shards.Manifest(self.incomplete)
+        self._write(manifest, {name: rows for plan in planned.values() for name, rows in plan.items()})
+        infos = [self._split_info(manifest, split, plan) for split, plan in planned.items()]
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+
+    @property
+    def incomplete(self) -> Path:
+        """Where the set lies until it is complete."""
+        return Path(self.data_path.parent) / f"incomplete.{self.data_path.name}"
+
+    def annotated(self, manager: tfds.download.DownloadManager | None = None) -> dict[str, Sequence[Row]]:
+        """The rows of each split as the raw data's annotations name them; InputError if there are none."""
+        manager = manager or self._make_download_manager(None, tfds.download.DownloadConfig())
+        splits = {split: rows for split, rows in self.rows(self._locate(manager)).items() if rows}
         if not splits:
             raise InputError(
                 f"{self.name}: the annotations hold no image for the builder config {self.builder_config.name!r}"
             )
-        check_ids(splits, disjoint_patients=self.DISJOINT_PATIENTS)
-        check_files(splits, self._workers)
-        self._planned = sum(map(len, splits.values()))
-        return {split: self._generate_examples(split, rows) for split, rows in splits.items()}
+        return splits
 
-    def _generate_examples(self, split, rows):
-        skipped: list[str] = []
-        for row, example in zip(rows, in_order(self._try_example, rows, self._workers)):
-            if example is None:
-                skipped.append(row.id)
-                continue
-            self._done, self._bytes = self._done + 1, self._bytes + len(example["image"])
-            logging.log_every_n_seconds(logging.INFO, "%s: %d of %d images", 10, self.name, self._done, self._planned)
-            yield row.id, {"id": row.id, "patient_id": row.patient_id, **example}
-        if skipped:
-            logging.warning(
-                "%s: left out %d corrupt of %d images of split %s", self.name, len(skipped), len(rows), split
+    def _plan(self, split: str, rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
+        """The rows of each shard of a split, by the names of their files."""
+        rows = shards.shuffled(rows, key=lambda row: row.id)
+        pieces = shards.cut(rows, shards.rows_in_shard(self._record_bytes(rows)))
+        template = self._get_filename_template(split)
+        return {
+            template.sharded_filepath(shard_index=index, num_shards=len(pieces)).name: piece
+            for index, piece in enumerate(pieces)
+        }
+
+    def _record_bytes(self, rows: Sequence[Row], sample: int = 64) -> float:
+        """A rough estimate of a record's size: PNG halves an image, and files are kept or shrink."""
+        if self.builder_config.size:
+            return self.builder_config.size**2 * self.CHANNELS * np.dtype(self.DTYPE).itemsize / 2
+        sizes = [
+            row.image.stat().st_size if isinstance(row.image, Path) else row.image.nbytes / 2 for row in rows[:sample]
+        ]
+        return sum(sizes) / len(sizes)
+
+    def _write(self, manifest: shards.Manifest, planned: Mapping[str, Sequence[Row]]) -> None:
+        """Writes the planned shards that are not finished yet."""
+        finished = {name for name, rows in planned.items() if self._unchanged(manifest.finished.get(name), rows)}
+        if manifest.finished:
+            logging.info(
+                "%s: a build that was stopped left %d shards; %d of them are good, %d are still to be written%s",
+                self.name,
+                len(manifest.finished),
+                len(finished),
+                len(planned) - len(finished),
+                "" if finished.issuperset(manifest.finished) else " (the raw data or the program has changed since)",
             )
+        manifest.keep(finished)
+        todo = {name: rows for name, rows in planned.items() if name not in finished}
+        self._planned = sum(map(len, todo.values()))
+        records = in_order(self._record, itertools.chain.from_iterable(todo.values()), self.workers)
+        with contextlib.closing(records):
+            counted = self._counted(watched(records, self._planned, self.name))
+            for name, rows in todo.items():
+                manifest.add(name, shards.write(self.incomplete / name, itertools.islice(counted, len(rows))))
+
+    def _unchanged(self, shard: shards.Finished | None, rows: Sequence[Row]) -> bool:
+        """Whether a finished shard is what would be written again."""
+        if shard is None or (shard.left_out and self._on_corrupt == "error"):
+            return False
+        return shards.combined(in_order(self._fingerprint, rows, self.workers)) == shard.fingerprint
+
+    def _counted(self, records: Iterator[shards.Record]) -> Iterator[shards.Record]:
+        for record in records:
+            self._done, self._bytes = self._done + 1, self._bytes + len(record.data or b"")
+            yield record
+
+    def _record(self, row: Row) -> shards.Record:
+        fingerprint, example = self._fingerprint(row), self._try_example(row)
+        return shards.Record(fingerprint, None if example is None else self.serialize(row, example))
+
+    def serialize(self, row: Row, example: Mapping[str, Any]) -> bytes:
+        """The bytes of a record, as `Records` reads them."""
+        features = self.info.features.encode_example({"id": row.id, "patient_id": row.patient_id, **example})
+        # TFDS's own words for it leave the order of the features to the process.
+        return self._serializer.get_tf_example(features).SerializeToString(deterministic=True)
+
+    @functools.cached_property
+    def _serializer(self) -> ExampleSerializer:
+        return ExampleSerializer(self.info.features.get_serialized_info())
+
+    def _fingerprint(self, row: Row) -> bytes:
+        return shards.fingerprint((self._recipe, row.id, row.patient_id, row.image, row.fields))
+
+    @functools.cached_property
+    def _recipe(self) -> bytes:
+        """What all records follow from besides their rows: the builder config, the features and mediax's code."""
+        config = {field.name: getattr(self.builder_config, field.name) for field in own_fields(self.builder_config)}
+        modules = [sys.modules[type(self).__module__], sys.modules[__name__]]
+        imported = {value for module in modules for value in vars(module).values() if isinstance(value, ModuleType)}
+        files = {module.__file__ for module in {*modules, *imported} if module.__name__.startswith("mediax")}
+        code = [Path(file).read_bytes() for file in sorted(files)]
+        return shards.fingerprint((str(self.version), config, str(self.info.features), code))
+
+    def _split_info(
+        self, manifest: shards.Manifest, split: str, planned: Mapping[str, Sequence[Row]]
+    ) -> tfds.core.SplitInfo:
+        """What TFDS wants to know of a finished split; counts what was left out."""
+        finished = [manifest.finished[name] for name in planned]
+        skipped = [rows[place].id for rows, shard in zip(planned.values(), finished) for place in shard.left_out]
+        total = sum(map(len, planned.values()))
+        if len(skipped) == total:
+            raise InputError(f"{self.name}: all {total} images of the split {split!r} are corrupt")
+        if skipped:
+            logging.warning("%s: left out %d corrupt of %d images of split %s", self.name, len(skipped), total, split)
             self.info.metadata["skipped"] += skipped
-        if len(skipped) == len(rows):
-            raise InputError(f"{self.name}: all {len(rows)} images of the split {split!r} are corrupt")
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in finished],
+            num_bytes=sum(shard.bytes for shard in finished),
+            filename_template=self._get_filename_template(split),
+        )
 
     def _try_example(self, row: Row) -> dict[str, Any] | None:
         try:
@@ -254,31 +383,138 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def is_prepared(self) -> bool:
-        """Whether the set is built: TFDS renames a finished set to its folder, so it is there whole or not at all."""
+        """Whether the set is built: a finished set is renamed to its folder, so it is there whole or not at all."""
         return (self.data_path / "dataset_info.json").exists()
-
-    def _log_download_bytes(self):  # instead of TFDS's words, which speak of downloads
-        logging.info("%s: building %s", self.name, self.data_path)
-
-    def _log_download_done(self):
-        logging.info("%s: built %d images", self.name, self._done)
-
-    def clean(self) -> None:
-        """Removes what killed builds left behind; call it only while holding the lock of `prepare`."""
-        for leftover in self.data_path.parent.glob(f"incomplete.*_{self.data_path.name}"):
-            shutil.rmtree(leftover)
 
     def disk_full(self) -> InputError:
         """Words a full disk: where, and how much the build needs."""
         free = shutil.disk_usage(existing_parent(self.data_path)).free
-        # TFDS shuffles through temporary files in the same folder, so both copies exist for a while.
-        needed = 2 * self._bytes * self._planned / self._done if self._done else 0
-        estimate = f"about {needed / 1e9:.3g} GB" if needed else "more than that"
+        needed = self._bytes / self._done * (self._planned - self._done) if self._done else 0
+        estimate = f"about {needed / 1e9:.3g} GB more" if needed else "more than that"
         return InputError(
             f"{self.name}: the disk of {self.data_path.parent} is full: {free / 1e9:.3g} GB free, the build needs "
-            f"{estimate} ({self._planned} images, {self._done} encoded so far). Free some space, choose another "
-            f"--data_dir, a smaller size or a JPEG encoding. Nothing half-built is kept."
+            f"{estimate} ({self._done} of {self._planned} images are encoded). Free some space and start again, which "
+            f"goes on with the finished part in {self.incomplete}; or delete that and choose another --data_dir, a "
+            f"smaller size or a JPEG encoding."
         )
+
+
+def box_features() -> dict[str, Any]:
+    """The features of a dataset with boxes; `box_labels` are indices into its BOX_CLASSES."""
+    return {
+        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+        "box_labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    }
+
+
+def polygon_features() -> dict[str, Any]:
+    """The features of polygons, one for each box: all points in a row, and how many belong to each polygon."""
+    return {
+        "polygons": tfds.features.Tensor(shape=(None, 2), dtype=np.float32),
+        "polygon_lengths": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    }
+
+
+def mask_feature(structures: int) -> tfds.features.Image:
+    """The feature of up to 16 masks of an image: one lossless picture whose bit k is structure k."""
+    return tfds.features.Image(shape=(None, None, 1), dtype=np.uint8 if structures <= 8 else np.uint16)
+
+
+def point_feature() -> tfds.features.Tensor:
+    """The feature of points: f32[N,2], y and x as fractions of the image."""
+    return tfds.features.Tensor(shape=(None, 2), dtype=np.float32)
+
+
+def spacing_feature() -> tfds.features.Tensor:
+    """The feature of the pixel spacing: f32[2], row and column in mm, NaN where unknown."""
+    return tfds.features.Tensor(shape=(2,), dtype=np.float32)
+
+
+def follow(fields: Mapping[str, Any], fit: images.Fit, where: str) -> dict[str, Any]:
+    """Moves the annotations of a file into the image that is built from it; what each is follows from its name.
+
+    Fields:
+      boxes: f32[N,4] ymin, xmin, ymax, xmax in pixels of the file, to fractions. A border up to `BOX_SLACK` pixels
+        outside is drawn in.
+      keypoints, *_keypoints: f32[N,2] y, x in pixels of the file, to fractions.
+      polygons: a list of f32[N,2] y, x in pixels of the file, to `polygons` (fractions, in a row) and
+        `polygon_lengths`.
+      masks, *_masks: u8[H,W,K] of the file's size, to one encoded picture with a bit for each structure.
+      field_of_view: u8[H,W], to one encoded picture.
+      spacing_mm: f32[2] of the file, to that of the built image.
+    All others are kept as they are.
+
+    Raises:
+      InputError: a box without area, or outside the image; masks of another size than the image.
+    """
+    moved = {}
+    for name, value in fields.items():
+        if name == "boxes":
+            moved[name] = fit.boxes(_inside(np.asarray(value, np.float32).reshape(-1, 4), fit, where))
+        elif name == "keypoints" or name.endswith("_keypoints"):
+            moved[name] = fit.points(np.asarray(value, np.float32).reshape(-1, 2))
+        elif name == "polygons":
+            points = [np.asarray(polygon, np.float32).reshape(-1, 2) for polygon in value]
+            moved[name] = fit.points(np.concatenate([np.zeros((0, 2), np.float32), *points]))
+            moved["polygon_lengths"] = np.int32([len(polygon) for polygon in points])
+        elif name in ("masks", "field_of_view") or name.endswith("_masks"):
+            masks = np.atleast_3d(value)
+            if masks.shape[:2] != (fit.height, fit.width):
+                raise InputError(f"{where}: {name} {list(masks.shape[:2])}, the image {[fit.height, fit.width]} pixels")
+            moved[name] = images.encode(annotations.pack_masks(fit.image(masks, nearest=True)))
+        elif name == "spacing_mm":
+            moved[name] = fit.spacing(np.asarray(value, np.float32))
+        else:
+            moved[name] = value
+    return moved
+
+
+BOX_SLACK = 2.0  # pixels: rounding and one-based coordinates reach so far beyond a border, a wrong image's box further
+
+
+def _inside(boxes: np.ndarray, fit: images.Fit, where: str) -> np.ndarray:
+    extent = np.float32([fit.height, fit.width, fit.height, fit.width])
+    for box in boxes:
+        words = f"{where}: the box ymin, xmin, ymax, xmax = {', '.join(f'{value:g}' for value in box)}"
+        if not (np.isfinite(box).all() and box[0] < box[2] and box[1] < box[3]):
+            raise InputError(f"{words} has no area; correct or remove its line")
+        if (box < -BOX_SLACK).any() or (box > extent + BOX_SLACK).any():
+            raise InputError(
+                f"{words} leaves the image of {fit.height} x {fit.width} pixels. Is the image a resized copy? The "
+                f"annotation needs the files as they are distributed."
+            )
+    return np.clip(boxes, 0, extent)
+
+
+def example_of(record: Mapping[str, Any], *, structures: int = 0) -> dict[str, Any]:
+    """What a record says in the batch schema, without `labels` and `target`: the start of a dataset's `read`.
+
+    Args:
+      record: a record of `Records`.
+      structures: K, how many masks there are, if there are masks.
+
+    Returns:
+      image u8[H,W,C], id, patient_id, and of what the record has: boxes f32[N,4], box_labels i32[N], box_valid bool[N];
+      masks u8[H,W,K] and mask_valid bool[K] (all True unless the record says otherwise); *_masks; keypoints;
+      field_of_view u8[H,W]; spacing_mm; polygons as a list of f32[P,2].
+    """
+    example = {name: record[name] for name in ("id", "patient_id")} | {"image": images.decode(record["image"])}
+    for name, value in record.items():
+        if name in ("masks", "field_of_view") or name.endswith("_masks"):
+            masks = annotations.unpack_masks(images.decode(value), 1 if name == "field_of_view" else structures)
+            example[name] = masks[..., 0] if name == "field_of_view" else masks
+        elif name in ("boxes", "box_labels", "boxes_known", "spacing_mm", "mask_valid") or name.endswith("keypoints"):
+            example[name] = value
+    if "boxes" in record:
+        example["box_valid"] = np.ones(len(record["boxes"]), bool)
+    if "masks" in record:
+        example.setdefault("mask_valid", np.ones(structures, bool))
+    if "polygons" in record:
+        ends = np.cumsum(record["polygon_lengths"])
+        example["polygons"] = [
+            record["polygons"][end - length : end] for end, length in zip(ends, record["polygon_lengths"])
+        ]
+    return example
 
 
 def prepare(
@@ -293,8 +529,9 @@ def prepare(
 ) -> Path:
     """Builds a dataset once and returns the folder of the built set; a later call finds it there.
 
-    Builds are atomic: a killed or failed build leaves nothing that a later call would take for a built set. Processes
-    that ask for the same set at the same time wait for the first one.
+    Builds are atomic: a killed or failed build leaves nothing that a later call would take for a built set, but its
+    finished part, with which the next one goes on. Processes that ask for the same set at the same time wait for the
+    first one.
 
     Args:
       dataset: name of a module in `mediax/datasets`, or the module itself.
@@ -330,13 +567,12 @@ def prepare(
 def _build(builder: Builder) -> None:
     if builder.is_prepared():  # another process built it while this one waited for the lock
         return
-    builder.clean()
     if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
+        tfds.disable_progress_bar()  # of downloads
     try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        builder.download_and_prepare()
     except Exception as error:
-        # ArrayRecord's writer is C++ and reports a full disk in words only; TFDS wraps errors and drops their numbers.
+        # ArrayRecord's writer is C++ and reports a full disk in words only.
         if os.strerror(errno.ENOSPC) in str(error):
             raise builder.disk_full() from error
         raise
@@ -497,33 +733,53 @@ def write_table(
 
 def check_ids(splits: Mapping[str, Sequence[Row]], *, disjoint_patients: bool) -> None:
     """Raises InputError if an id occurs twice, or a patient in two splits (unless the dataset is known for it)."""
+    for problem in id_problems(splits, disjoint_patients=disjoint_patients):
+        raise InputError(problem)
+
+
+def id_problems(splits: Mapping[str, Sequence[Row]], *, disjoint_patients: bool) -> Iterator[str]:
+    """Yields what is wrong with ids and patients, one message for each row concerned."""
     seen: dict[str, str] = {}
     homes: dict[str, tuple[str, str]] = {}
     for split, rows in splits.items():
         for row in rows:
             home, where = homes.setdefault(row.patient_id, (split, row.where))
             if home != split and disjoint_patients:
-                raise InputError(
+                yield (
                     f"{row.where}: its patient is in the split {split!r} and, by {where}, in {home!r} too; "
                     f"a patient may be in one split only: correct the annotation files"
                 )
             if row.id in seen:
-                raise InputError(
-                    f"{row.where}: image {row.id!r} was listed before, by {seen[row.id]}; keep one of them"
-                )
+                yield f"{row.where}: image {row.id!r} was listed before, by {seen[row.id]}; keep one of them"
             seen[row.id] = row.where
 
 
 def check_files(splits: Mapping[str, Sequence[Row]], workers: int) -> None:
     """Raises InputError if an annotated image file is absent, before hours are spent on the others."""
+    if absent := absent_images(splits, workers):
+        raise InputError(
+            f"{absent[0].where}: the image {absent[0].image} is absent, as are {len(absent)} of "
+            f"{sum(map(len, splits.values()))} annotated images in all. Complete the download, or remove the lines of "
+            f"absent images from the annotation file."
+        )
+
+
+def absent_images(splits: Mapping[str, Sequence[Row]], workers: int) -> list[Row]:
+    """The rows whose image file does not exist."""
     rows = [row for split in splits.values() for row in split if isinstance(row.image, Path)]
     exists = in_order(lambda row: row.image.is_file(), rows, workers)
-    absent = [row for row, present in zip(rows, exists) if not present]
-    if absent:
-        raise InputError(
-            f"{absent[0].where}: the image {absent[0].image} is absent, as are {len(absent)} of {len(rows)} annotated "
-            f"images in all. Complete the download, or remove the lines of absent images from the annotation file."
-        )
+    return [row for row, present in zip(rows, exists) if not present]
+
+
+def watched(items: Iterable, total: int, name: str, *, seconds: float = 10.0) -> Iterator:
+    """Passes items on, and logs every few seconds how many, how fast, and how long it will still take."""
+    began = shown = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if (now := time.monotonic()) - shown >= seconds:
+            shown, rate = now, count / (now - began)
+            left = datetime.timedelta(seconds=round((total - count) / rate))
+            logging.info("%s: %d of %d images, %.3g images/s, %s left", name, count, total, rate, left)
 
 
 def in_order(function: Callable, items: Iterable, workers: int) -> Iterator:

@@ -15,7 +15,8 @@ FOLDERS = ("datasets", "backbones", "heads", "tasks")
 def names(folder: str) -> tuple[str, ...]:
     """Lists the modules of `mediax/<folder>/` in alphabetical order."""
     package = importlib.import_module(f"mediax.{folder}")
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name for name in found if not name.startswith("_")))  # __main__ is a folder's commands
 
 
 def load(folder: str, name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The error that a user can act on."""
+"""The errors that a user can act on."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     `mediax.main` prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+class CorruptImageError(InputError):
+    """An image file that exists and cannot be decoded completely."""

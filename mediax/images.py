@@ -1,16 +1,43 @@
-"""Image files and encoded images: reading, fitting to a size, encoding, decoding (Pillow, OpenCV, NumPy)."""
+"""Image files and encoded images: reading, writing, fitting to a size, encoding, decoding (Pillow, OpenCV, NumPy)."""
 
 import dataclasses
+import gzip
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mediax.errors import CorruptImageError as CorruptImageError
 from mediax.errors import InputError
+from mediax.files import replace_file
 
 ASPECTS = ("stretch", "crop", "letterbox")
+# What `read` reads; upper and lower case alike.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm", ".ppm.gz", ".pgm.gz"),
+    *(".mha", ".mhd", ".dcm", ".dicom"),
+)
+TIFF_BITS_PER_SAMPLE = 258
+METAIMAGE_TYPES = {
+    "MET_UCHAR": "u1",
+    "MET_CHAR": "i1",
+    "MET_USHORT": "u2",
+    "MET_SHORT": "i2",
+    "MET_UINT": "u4",
+    "MET_INT": "i4",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+
+# What Pillow, OpenCV, zlib and the readers below raise on files that are damaged.
+DECODING_ERRORS = (
+    *(OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError),
+    *(struct.error, zlib.error, cv2.error),
+)
 
 # Images are handled in parallel by threads and worker processes: OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -18,47 +45,99 @@ cv2.setNumThreads(1)
 Image.MAX_IMAGE_PIXELS = None
 
 
-class CorruptImageError(InputError):
-    """An image file that exists and cannot be decoded completely."""
-
-
 def read(path: str | Path, *, channels: int | None = None) -> np.ndarray:
-    """Decodes a whole image file.
+    """Decodes a whole image file, whose content decides about its format where its suffix is wrong.
+
+    Values are the file's own: nothing is scaled, and 16 bits stay 16 bits, in colour too. Of an animation or a
+    multi-page file the first frame is taken. 1-bit images and palettes become the 0..255 that they stand for; PGM and
+    PPM are scaled so that their stated maximum is 255 (65535 if it is above 255), as the format says. DICOM gives
+    `dicom.Dicom.unsigned` (stored values, bright high, no window); MetaImage must hold integers of 0..65535.
 
     Args:
-      path: any format that Pillow reads; of an animation or a multi-page file the first frame is taken.
-      channels: 1 (grey) or 3 (RGB) converts; None keeps grey as 1 and everything else as 3.
+      path: PNG, JPEG, TIFF, GIF, BMP, PGM, PPM (also gzipped), MetaImage (.mha, .mhd), DICOM, and whatever else Pillow
+        reads.
+      channels: 1 (grey, ITU-R 601 luma) or 3 (RGB) converts; None keeps grey as 1 and everything else as 3.
 
     Returns:
-      u8[H,W,C], or u16[H,W,1] for a 16-bit grey file.
+      u8[H,W,C], or u16[H,W,C] for a file of 9 to 16 bits.
 
     Raises:
-      CorruptImageError: the file is truncated or no image.
+      CorruptImageError: the file is truncated, no image, or holds numbers that are no 8- or 16-bit intensities.
+      InputError: a DICOM file that needs a decoder which is not installed, or holds several frames.
     """
     return read_bytes(Path(path).read_bytes(), name=str(path), channels=channels)
 
 
 def read_bytes(data: bytes, *, name: str, channels: int | None = None) -> np.ndarray:
-    """As `read`, from the bytes of a file; `name` is what an error calls it."""
+    """As `read`, from the bytes of a file; `name` is its path, for its suffix and for errors."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode in ("I;16", "I;16B", "I"):
-                return np.asarray(image).astype(np.uint16)[..., None]
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, whose range no rule here knows")
-            if channels is None:
-                channels = 1 if image.mode in ("1", "L", "LA") else 3
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        return _with_channels(_read(data, Path(name)), channels)
+    except DECODING_ERRORS as error:
         raise CorruptImageError(f"{name}: cannot decode this image ({len(data)} bytes): {error}") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def write(path: str | Path, pixels: np.ndarray, *, quality: int = 95) -> None:
+    """Writes an image file whole or not at all; its suffix decides about the format.
+
+    Args:
+      path: .png, .tif (lossless, 8 or 16 bits), .bmp (lossless, 8 bits), .jpg (lossy, 8 bits) or .dcm (`dicom.write`,
+        which has more options).
+      pixels: u8[H,W,C] or u16[H,W,C], C 1 or 3 (RGB).
+      quality: of a JPEG, 1 to 100.
+
+    Raises:
+      InputError: a suffix that is none of these, pixels that the format cannot hold, or no place to write to.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".dcm", ".dicom"):
+        from mediax import dicom  # importing pydicom and its decoders takes seconds, which few programs need to spend
+
+        return dicom.write(path, pixels)
+    depths = {".png": (8, 16), ".tif": (8, 16), ".tiff": (8, 16), ".bmp": (8,), ".jpg": (8,), ".jpeg": (8,)}
+    if suffix not in depths:
+        raise InputError(
+            f"{path}: cannot write {suffix or 'without a suffix'}: expected one of {', '.join(depths)}, .dcm"
+        )
+    types = [f"uint{bits}" for bits in depths[suffix]]
+    if str(pixels.dtype) not in types or pixels.shape[2:] not in ((1,), (3,)):
+        raise InputError(
+            f"{path}: cannot hold {pixels.dtype}{list(pixels.shape)}: expected {' or '.join(types)} [height, width, 1 or 3]"
+        )
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in (".jpg", ".jpeg") else []
+    return replace_file(path, _compress(pixels, suffix, options))
+
+
+def is_dicom(data: bytes, path: Path) -> bool:
+    """Whether a file is DICOM by its content, or by its name if it lacks the preamble as old files do."""
+    return data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
 def is_plain(data: bytes, channels: int) -> bool:
     """Whether a file is an 8-bit PNG or JPEG of that many channels, which `decode` reads as it is."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.format in ("PNG", "JPEG") and image.mode == {1: "L", 3: "RGB"}[channels]
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kept = image.format in ("PNG", "JPEG") and image.mode == {1: "L", 3: "RGB"}[channels]
+            return kept and not _is_deep(image)
+    except OSError:
+        return False
+
+
+def read_metaimage(path: str | Path) -> tuple[np.ndarray, tuple[float, float]]:
+    """Reads a two-dimensional MetaImage file (.mha; .mhd with its data beside it) in the file's own numbers.
+
+    Follows https://itk.org/Wiki/ITK/MetaIO/Documentation: integers and floats of 8 to 64 bits, raw or zlib-compressed.
+
+    Returns:
+      [H,W,C] of the file's type, and its spacing (row, column) in millimetres, NaN where the file does not say.
+
+    Raises:
+      CorruptImageError: the file is truncated, no MetaImage, or more than one slice.
+    """
+    path = Path(path)
+    try:
+        return _metaimage(path.read_bytes(), path)
+    except DECODING_ERRORS as error:
+        raise CorruptImageError(f"{path}: cannot decode this MetaImage: {error}") from error
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -70,17 +149,10 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, encoding: str = "png") -> bytes:
-    """Encodes u8[H,W,C] or u16[H,W,1] as "png" (lossless) or "jpeg<quality>", for instance "jpeg95" (u8 only)."""
+    """Encodes u8[H,W,C] or u16[H,W,C] as "png" (lossless) or "jpeg<quality>", for instance "jpeg95" (u8 only)."""
     if encoding == "png":
-        suffix, options = ".png", []
-    else:
-        suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality(encoding)]
-    if pixels.shape[-1] == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(suffix, pixels, options)
-    if not done:
-        raise ValueError(f"cannot encode {pixels.dtype}{list(pixels.shape)} as {encoding}")
-    return data.tobytes()
+        return _compress(pixels, ".png", [])
+    return _compress(pixels, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality(encoding)])
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -147,7 +219,158 @@ class Fit:
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Maps f32[N,4] ymin,xmin,ymax,xmax in pixels of the source to the result's [0,1], cut at its border."""
-        scaled = np.asarray(self.scaled(), np.float64)
-        corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2) * scaled / (self.height, self.width) + self.offset()
-        extent = (self.height, self.width) if self.size is None else (self.size, self.size)
-        return np.clip(corners / extent, 0.0, 1.0).reshape(-1, 4).astype(np.float32)
+        return np.clip(self.points(np.reshape(boxes, (-1, 2))), 0, 1).reshape(-1, 4)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Maps f32[N,2] y,x in pixels of the source to fractions of the result; outside [0,1] where it was cut away.
+
+        As for boxes, pixel i reaches from i to i + 1: its centre is i + 0.5.
+        """
+        points = np.asarray(points, np.float64).reshape(-1, 2)
+        return ((points * self._scale() + self.offset()) / self._extent()).astype(np.float32)
+
+    def spacing(self, spacing_mm: tuple[float, float]) -> np.ndarray:
+        """Maps millimetres per pixel (row, column) of the source to those of the result, f32[2]; NaN stays unknown."""
+        return (np.asarray(spacing_mm, np.float64) / self._scale()).astype(np.float32)
+
+    def boxes_back(self, boxes: np.ndarray) -> np.ndarray:
+        """Inverse of `boxes`: f32[N,4] in [0,1] of the result to pixels of the source, cut at its border."""
+        corners = self.points_back(np.reshape(boxes, (-1, 2)))
+        return np.clip(corners, 0, (self.height, self.width)).astype(np.float32).reshape(-1, 4)
+
+    def points_back(self, points: np.ndarray) -> np.ndarray:
+        """Inverse of `points`: f32[N,2] y,x as fractions of the result to pixels of the source."""
+        points = np.asarray(points, np.float64).reshape(-1, 2)
+        return ((points * self._extent() - self.offset()) / self._scale()).astype(np.float32)
+
+    def mask_back(self, mask: np.ndarray) -> np.ndarray:
+        """Inverse of `image` for label maps: [size,size,...] of any type to [height,width,...], zero where it was cut.
+
+        Each pixel of the source takes the value that lies at its centre: nothing is blended.
+        """
+        if mask.shape[:2] != (extent := self._extent()):
+            raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels; expected {extent[0]} x {extent[1]}")
+        indices = []
+        for side, scale, offset in zip((self.height, self.width), self._scale(), self.offset()):
+            indices.append(np.floor((np.arange(side) + 0.5) * scale + offset).astype(int))
+        rows, columns = (np.clip(index, 0, side - 1) for index, side in zip(indices, extent))
+        source = mask[rows][:, columns]
+        source[rows != indices[0]] = 0
+        source[:, columns != indices[1]] = 0
+        return source
+
+    def _scale(self) -> np.ndarray:
+        """Pixels of the result in one of the source: row, column."""
+        return np.asarray(self.scaled(), np.float64) / (self.height, self.width)
+
+    def _extent(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return (self.height, self.width) if self.size is None else (self.size, self.size)
+
+
+def _read(data: bytes, path: Path) -> np.ndarray:
+    """Decodes a file's bytes with the reader of its format."""
+    if data[:2] == b"\x1f\x8b":
+        data, path = gzip.decompress(data), path.with_suffix("")
+    if is_dicom(data, path):
+        from mediax import dicom  # see `write`
+
+        return dicom.read_bytes(data, name=str(path)).unsigned()
+    if path.suffix.lower() in (".mha", ".mhd") or data.startswith(b"ObjectType"):
+        return _unsigned(_metaimage(data, path)[0])
+    return _read_picture(data)
+
+
+def _read_picture(data: bytes) -> np.ndarray:
+    """Decodes what Pillow reads."""
+    with Image.open(io.BytesIO(data)) as image:
+        deep = _is_deep(image)
+        image.load()  # also where OpenCV decodes below: it would fill in silently what a truncated file lacks
+        if image.mode in ("I;16", "I;16B", "I", "F"):
+            return _unsigned(np.asarray(image)[..., None])
+        grey = image.mode in ("1", "L", "LA")
+        if not deep:
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            return pixels.reshape(*pixels.shape[:2], 1 if grey else 3)
+    if (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)) is None:
+        raise ValueError("its pixels have more than 8 bits, in a form that OpenCV does not read")
+    return pixels[..., 2::-1] if not grey else pixels.reshape(*pixels.shape[:2], -1)[..., :1]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened file in colour, or grey with alpha, has more than 8 bits, which Pillow narrows silently."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (8,))) > 8
+    arguments = image.tile[0].args if image.tile else ""
+    if (
+        image.format == "PPM"
+        and not isinstance(arguments, str)
+        and isinstance(arguments[-1], int)
+        and arguments[-1] > 255
+    ):
+        raise ValueError("a colour PPM file of more than 8 bits; convert it to PNG or TIFF")
+    return image.format == "PNG" and ";16" in str(arguments)
+
+
+def _unsigned(values: np.ndarray) -> np.ndarray:
+    """Whole numbers from 0 to 65535 of any type as u8 or, if the type is wider than 8 bits, u16. Raises ValueError."""
+    if values.dtype.kind == "f":
+        raise ValueError(
+            "its pixels are floating-point numbers, whose range no rule here knows (read_metaimage reads those of a "
+            "MetaImage file as they are)"
+        )
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"its pixels reach from {values.min()} to {values.max()}; expected 0 to 65535")
+    return values.astype(np.uint8 if values.itemsize == 1 else np.uint16)
+
+
+def _with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    if channels in (None, pixels.shape[2]):
+        return np.ascontiguousarray(pixels)
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    # The luma of ITU-R 601 in Pillow's own fixed-point arithmetic; 16 bits of weights leave room for 16 of intensity.
+    luma = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((luma + 0x8000) >> 16).astype(pixels.dtype)[..., None]
+
+
+def _metaimage(data: bytes, path: Path) -> tuple[np.ndarray, tuple[float, float]]:
+    """Parses a header of "Key = Value" lines, the last of which says where the data is."""
+    fields, start = {}, 0
+    while "ElementDataFile" not in fields:
+        end = data.find(b"\n", start)
+        key, equals, value = data[start:end].decode("latin-1").partition("=")
+        if end < 0 or not equals:
+            raise ValueError("its header has no line ElementDataFile: it is truncated or no MetaImage")
+        fields[key.strip()], start = value.strip(), end + 1
+    sides = [int(side) for side in fields["DimSize"].split()]
+    if len(sides) < 2 or any(side != 1 for side in sides[2:]):
+        raise ValueError(f"DimSize is {fields['DimSize']}; expected an image of two dimensions")
+    if fields["ElementType"] not in METAIMAGE_TYPES or fields.get("BinaryData", "True") != "True":
+        raise ValueError(
+            f"ElementType {fields['ElementType']} that is not one of {', '.join(METAIMAGE_TYPES)} in binary"
+        )
+    big = "True" in (fields.get("BinaryDataByteOrderMSB"), fields.get("ElementByteOrderMSB"))
+    stored = np.dtype(METAIMAGE_TYPES[fields["ElementType"]]).newbyteorder(">" if big else "<")
+    local = fields["ElementDataFile"] == "LOCAL"
+    body = data[start:] if local else (path.parent / fields["ElementDataFile"]).read_bytes()
+    if fields.get("CompressedData") == "True":
+        body = zlib.decompress(body)
+    shape = (sides[1], sides[0], int(fields.get("ElementNumberOfChannels", 1)))
+    if len(body) != (expected := int(np.prod(shape)) * stored.itemsize):
+        raise ValueError(f"its data has {len(body)} bytes; its header says {expected}")
+    spacing = [float(each) for each in fields.get("ElementSpacing", "nan nan").split()]
+    values = np.frombuffer(body, stored).reshape(shape)
+    return values.astype(stored.newbyteorder("=")), (spacing[1], spacing[0])
+
+
+def _compress(pixels: np.ndarray, suffix: str, options: list[int]) -> bytes:
+    """Encodes [H,W,1 or 3] in OpenCV's order of channels."""
+    if pixels.shape[-1] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix, pixels, options)
+    if not done:
+        raise ValueError(f"cannot encode {pixels.dtype}{list(pixels.shape)} as {suffix}")
+    return data.tobytes()

@@ -20,6 +20,7 @@ def keep_freed() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    # One heap that only grows, in large pieces: blocks of their own, and heaps of their own for threads, are given back.
+    # One heap that only grows, in large pieces: what lies outside of it is given back when it is freed.
     settings = {MMAP_MAX: 0, ARENA_MAX: 1, TRIM_THRESHOLD: LARGEST, TOP_PAD: 2**28}
-    return all([libc.mallopt(setting, value) for setting, value in settings.items()])
+    accepted = [libc.mallopt(setting, value) for setting, value in settings.items()]
+    return all(accepted)

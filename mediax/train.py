@@ -168,8 +168,8 @@ def _gradients(loss_of, live: Tree, batch_stats: Tree, batch: Batch, key: jax.Ar
 
 
 def _moved_averages(state: TrainState, params: Tree, batch_stats: Tree, decay: float, live) -> Tree:
-    # The first averages are short, so that the random start is forgotten soon.
-    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    # As Adam corrects its moments: the weights decay by `decay` and sum to one, so the random start has none.
+    decay = decay * (1 - decay**state.step) / (1 - decay ** (state.step + 1))
     ema = dict(state.ema)
     for part in live:
         now = {"params": params[part], "batch_stats": batch_stats[part]}

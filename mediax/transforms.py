@@ -12,6 +12,10 @@ options there. The first parameters say which of three kinds it is, so adding a 
     (image, rng, *, ...) -> image                               pixels: f32[H,W,C] in [0,1] to the same, never in place
     (batch, rng, *, ...) -> batch                               batch: stacked examples, for `build_batch`
 
+The first two kinds may take `field_of_view` before `rng`: u8[H,W], where a fundus photograph shows the retina. It is
+the example's field of that name; an example without one has it found in the image as it is at this step, by
+`annotations.field_of_view`, so such a step belongs before those that change brightness.
+
 An option annotated with `Annotated[type, Expected(...)]` is checked when the pipeline is built, not in a worker.
 
 Coordinates. Points are (x, y) in pixels, and pixel i covers [i, i + 1): its centre is i + 0.5 and an image of width W
@@ -19,9 +23,10 @@ spans [0, W]. So resizing is a pure scale, a flip is x -> W - x, and x is the fr
 (a, b, c, d, e, f) is the first two rows of a 3x3 matrix: x' = a x + b y + c, y' = d x + e y + f.
 
 Sampling. Consecutive geometry steps are composed into one matrix and resampled once, so what an early crop cuts off may
-come back into view in a later step of the same run. Images are sampled bilinearly, and averaged over areas first along
-every axis that shrinks below `SHRINK`. Masks and the field of view are sampled at the nearest pixel: that keeps the
-expected area of structures thinner than an output pixel (vessels, small lesions); cutting averages would erase them.
+come back into view in a later step of the same run; one that takes the field of view begins a new run, so put it first.
+Images are sampled bilinearly, and averaged over areas first along every axis that shrinks below `SHRINK`. Masks and the
+field of view are sampled at the nearest pixel: that keeps the expected area of structures thinner than an output pixel
+(vessels, small lesions); cutting averages would erase them.
 """
 
 import difflib
@@ -29,18 +34,21 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import cv2
 import numpy as np
 
+from mediax import annotations
 from mediax.errors import InputError
 
 # One thread per worker process: the loader already runs one process per core.
 cv2.setNumThreads(0)
 
 SHRINK = 0.75  # Below this scale bilinear sampling skips input pixels and aliases.
+LEVELS = 4096  # Of the histograms that are matched: 12 bits, what a radiograph's detector tells apart.
 WHOLE = 1e-3  # Pixels: a border this close to a pixel's is on it (f32 geometry is good to 3e-4 at 4000 pixels).
 
 Affine = tuple[float, float, float, float, float, float]
@@ -85,6 +93,18 @@ def _is_size(value: Any) -> bool:
     return _is_count(value) or (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_count, value)))
 
 
+def _is_quantile_curve(value: Any) -> bool:
+    is_list = isinstance(value, (tuple, list)) and len(value) >= 2 and all(map(_is_number, value))
+    return is_list and value[0] >= 0 and value[-1] <= 1 and all(a <= b for a, b in pairwise(value))
+
+
+def _are_quantile_curves(value: Any) -> bool:
+    if _is_quantile_curve(value):
+        return True
+    is_list = isinstance(value, (tuple, list)) and len(value) > 0 and all(map(_is_quantile_curve, value))
+    return is_list and len({len(curve) for curve in value}) == 1
+
+
 Fraction = Annotated[float, _number(0, 1)]
 Probability = Annotated[float, _number(0, 1)]
 Percentile = Annotated[float, _number(0, 100)]
@@ -94,6 +114,10 @@ Count = Annotated[int, Expected("a positive integer", _is_count)]
 Size = Annotated[int | tuple[int, int], Expected("a positive integer or (height, width)", _is_size)]
 AreaInterval = Annotated[tuple[float, float], _interval(1e-6, 1)]
 RatioInterval = Annotated[tuple[float, float], _interval(1e-3, 1000)]
+QuantileCurves = Annotated[
+    tuple,
+    Expected("ascending numbers in [0, 1], or as many such lists of one length as channels", _are_quantile_curves),
+]
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -123,6 +147,22 @@ def center_crop(height: int, width: int, rng: np.random.Generator, *, size: Size
     """Cuts `size` pixels out of the centre; an image that is smaller is padded."""
     out_height, out_width = _pair(size)
     return _translation((out_width - width) // 2, (out_height - height) // 2), (out_height, out_width)
+
+
+def field_of_view_crop(
+    height: int, width: int, field_of_view: np.ndarray, rng: np.random.Generator, *, margin: Fraction = 0.0
+) -> Geometry:
+    """Cuts out the square around the field of view, larger by `margin` of its side all round.
+
+    What the camera cut off of the retina's disc, and what else the square has outside the image, is padded, so that the
+    retina is centred and a resize to a square does not distort it. An image with nothing in view stays as it is.
+    """
+    top, left, bottom, right = annotations.masks_to_boxes(field_of_view[..., None])[0].tolist()
+    if math.isnan(top):
+        return IDENTITY, (height, width)
+    side = round(max(bottom - top, right - left) * (1 + 2 * margin))
+    y, x = (side - round(top + bottom)) // 2, (side - round(left + right)) // 2
+    return _translation(x, y), (side, side)
 
 
 def random_resized_crop(
@@ -287,6 +327,76 @@ def clahe(
     return _map_lightness(image, equalizer.apply)
 
 
+def match_histogram(image: np.ndarray, rng: np.random.Generator, *, reference: QuantileCurves) -> np.ndarray:
+    """Maps the values of each channel so that their distribution becomes the reference's (Gonzalez & Woods).
+
+    `reference` are evenly spaced quantiles, from the lowest value to the highest, of the image or the images to look
+    like: one curve for every channel, or one each. `quantile_curves` measures them. Images are read in 4096 levels.
+    """
+    curves = np.atleast_2d(np.asarray(reference, np.float64))
+    channels = image.shape[2]
+    if len(curves) not in (1, channels):
+        raise InputError(
+            f"transform match_histogram: {len(curves)} reference curves found for an image of {channels} channels, "
+            f"1 or {channels} expected."
+        )
+    curves = np.broadcast_to(curves, (channels, curves.shape[1]))
+    return np.stack([_match_channel(image[..., i], curves[i]) for i in range(channels)], axis=2)
+
+
+def quantile_curves(image: np.ndarray, points: int = 256) -> tuple[tuple[float, ...], ...]:
+    """Measures what `match_histogram` takes as a reference: `points` quantiles of each channel of u8 or f32[H,W,C]."""
+    image = _unit_range(image)
+    values, wanted = np.arange(LEVELS) / (LEVELS - 1), np.linspace(0, 1, points)
+    curves = []
+    for i in range(image.shape[2]):
+        fractions = _cumulative(_quantize(image[..., i]))
+        present = np.diff(fractions, prepend=0) > 0
+        curves.append(tuple(np.interp(wanted, fractions[present], values[present]).tolist()))
+    return tuple(curves)
+
+
+def subtract_local_mean(
+    image: np.ndarray,
+    field_of_view: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    sigma: Annotated[float, _number(1e-3, 1)] = 1 / 30,
+    strength: Annotated[float, _number(0, 100)] = 4.0,
+) -> np.ndarray:
+    """Evens out colour and light of a fundus photograph: 0.5 + `strength` (image - local mean), clipped to [0,1].
+
+    The local mean is Gaussian, with `sigma` times the radius of the field of view, and over pixels in view alone, so
+    that it needs no rim cut off; out of view the image is 0.5. After B. Graham, "Kaggle diabetic retinopathy detection
+    competition report" (2015).
+    """
+    view = (field_of_view != 0).astype(np.float32)[..., None]
+    radius = max(view.any(axis=0).sum(), view.any(axis=1).sum()) / 2
+    deviation = max(sigma * radius, 0.1)  # cv2 takes 0 as "not given".
+    mean = _blur(image * view, deviation) / np.maximum(_blur(view, deviation), 1e-6)
+    return (0.5 + np.float32(strength) * (image - mean) * view).clip(0.0, 1.0)
+
+
+def reduce_bit_depth(
+    image: np.ndarray, rng: np.random.Generator, *, bits: Annotated[int, _choice(*range(1, 17))]
+) -> np.ndarray:
+    """Rounds to the nearest of the 2^`bits` evenly spaced levels from 0 to 1."""
+    highest = np.float32(2**bits - 1)
+    return np.rint(image * highest) / highest
+
+
+def linear_window(
+    image: np.ndarray, rng: np.random.Generator, *, center: Fraction, width: Annotated[float, _number(1e-6, 2)]
+) -> np.ndarray:
+    """Stretches the values in `center` +- `width` / 2 to [0,1] and clips: the same for every image, unlike `window`.
+
+    The window of DICOM's LINEAR_EXACT (PS3.3, C.11.2.1.3.2), in fractions of the range.
+    """
+    image = image - np.float32(center - width / 2)
+    image *= np.float32(1.0 / width)
+    return image.clip(0.0, 1.0, out=image)
+
+
 def window(
     image: np.ndarray, rng: np.random.Generator, *, low: Percentile = 1.0, high: Percentile = 99.0
 ) -> np.ndarray:
@@ -371,6 +481,7 @@ class Step:
     function: Callable
     options: Mapping[str, Any]
     is_geometry: bool = False
+    takes_field_of_view: bool = False
 
 
 @dataclass(frozen=True)
@@ -404,12 +515,14 @@ class Pipeline:
         original_size = size = image.shape[:2]
         moved, total = IDENTITY, IDENTITY
         for step in self.steps:
+            if step.takes_field_of_view or not step.is_geometry:  # These see pixels, so what is due is done first.
+                image, total, moved = self._move(example, image, moved, size), compose(moved, total), IDENTITY
+            seen = (_field_of_view(example, image),) if step.takes_field_of_view else ()
             if step.is_geometry:
-                matrix, size = step.function(*size, rng, **step.options)
+                matrix, size = step.function(*size, *seen, rng, **step.options)
                 moved = compose(matrix, moved)
             else:
-                image, total, moved = self._move(example, image, moved, size), compose(moved, total), IDENTITY
-                image = step.function(_unit_range(image), rng, **step.options)
+                image = step.function(_unit_range(image), *seen, rng, **step.options)
         image = self._move(example, image, moved, size)
         example["image"] = np.ascontiguousarray(_unit_range(image))
         if self.keep_geometry or "geometry" in example:
@@ -508,8 +621,8 @@ def _build_step(where: str, spec: Mapping[str, Any], transforms: dict[str, Calla
     if name not in transforms:
         raise InputError(f"{where}: unknown transform {name!r}; valid: {_closest_first(name, transforms)}.")
     function = transforms[name]
-    parameters = inspect.signature(function).parameters.values()
-    accepted = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters
+    accepted = {p.name: p for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     hints = get_type_hints(function, include_extras=True)
     for option, value in options.items():
         if option not in accepted:
@@ -521,7 +634,12 @@ def _build_step(where: str, spec: Mapping[str, Any], transforms: dict[str, Calla
     missing = [p.name for p in accepted.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise InputError(f"{where} ({name}): add the missing {', '.join(map(repr, missing))}.")
-    return Step(function, options, is_geometry=next(iter(inspect.signature(function).parameters)) == "height")
+    return Step(
+        function,
+        options,
+        is_geometry=next(iter(parameters)) == "height",
+        takes_field_of_view="field_of_view" in parameters,
+    )
 
 
 def _closest_first(name: Any, valid: Iterable[str]) -> str:
@@ -805,6 +923,32 @@ def _random_rectangle(height: int, width: int, rng, area, ratio) -> tuple[int, i
 
 def _unit_range(image: np.ndarray) -> np.ndarray:
     return np.divide(image, np.float32(255)) if image.dtype == np.uint8 else image
+
+
+def _field_of_view(example: Example, image: np.ndarray) -> np.ndarray:
+    """The example's field of view u8[H,W], or the one that is found in the image."""
+    if "field_of_view" in example:
+        return example["field_of_view"]
+    return annotations.field_of_view(image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8))
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def _quantize(channel: np.ndarray) -> np.ndarray:
+    return np.rint(channel * (LEVELS - 1)).astype(np.int32)
+
+
+def _cumulative(levels: np.ndarray) -> np.ndarray:
+    """The fraction f64[LEVELS] of the pixels at or below each level."""
+    return np.cumsum(np.bincount(levels.ravel(), minlength=LEVELS)) / levels.size
+
+
+def _match_channel(channel: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    levels = _quantize(channel)
+    matched = np.interp(_cumulative(levels), np.linspace(0, 1, len(curve)), curve)
+    return matched.astype(np.float32)[levels]
 
 
 def _map_lightness(image: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
 from mediax.errors import InputError
 
-SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "N": 5, "R": 1}
+SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1}
 
 
 def _field(name, **sizes):
@@ -37,7 +37,7 @@ def test_every_field_of_the_schema_is_accepted():
         ({"valid": np.ones(2, np.float32)}, "'valid' is float32"),
         ({"labels": _field("labels", B=3)}, "'labels': axis B is 3, elsewhere 2"),
         ({"masks": _field("masks", H=5)}, "'masks': axis H is 5, elsewhere 4"),
-        ({"mask_valid": _field("mask_valid", K=2)}, "'mask_valid': axis K is 2, elsewhere 3"),
+        ({"mask_valid": _field("mask_valid", S=3)}, "'mask_valid': axis S is 3, elsewhere 2"),
         ({"boxes": np.zeros((2, 5, 3), np.float32)}, "'boxes': axis 4 is 3, elsewhere 4"),
         ({"box_labels": _field("box_labels", N=4)}, "'box_labels': axis N is 4, elsewhere 5"),
         ({"spacing_mm": np.zeros((2, 3), np.float32)}, "'spacing_mm': axis 2 is 3, elsewhere 2"),

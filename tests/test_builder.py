@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mediax import builder, images
+from mediax import builder, images, shards
 from mediax.errors import InputError
 
 SOURCE = builder.Source(
@@ -85,6 +86,7 @@ class Builder(builder.Builder):
             "image": self.encode(fit.image(pixels)),
             "mask": images.encode(fit.image(mask, nearest=True)),
             "boxes": fit.boxes(box),
+            "original_size": np.int32(pixels.shape[:2]),
             **row.fields,
         }
 
@@ -138,7 +140,7 @@ def test_records_hold_ids_encoded_images_masks_and_boxes(tmp_path, raw):
 
 def test_columns_are_read_without_images(tmp_path, raw):
     columns = builder.Records(prepare(tmp_path), "train").columns()
-    assert sorted(columns) == ["age", "boxes", "id", "patient_id"]
+    assert sorted(columns) == ["age", "boxes", "id", "original_size", "patient_id"]
     assert sorted(zip(columns["id"], columns["patient_id"], columns["age"])) == [
         ("a0", "pa0", 30),
         ("a1", "pa0", 31),
@@ -213,13 +215,14 @@ def test_absent_image_names_line_and_file(tmp_path, raw):
         prepare(tmp_path)
 
 
-def test_truncated_image_stops_the_build_and_leaves_nothing(tmp_path, raw):
+def test_truncated_image_stops_the_build(tmp_path, raw):
     path = raw / "images" / "a1.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match=r"a1\.png: cannot decode(.|\n)*labels\.csv, line 3(.|\n)*on_corrupt=\"skip\""):
         prepare(tmp_path)
-    assert not list((tmp_path / "data").rglob("*array_record*"))
-    assert not list((tmp_path / "data").rglob("incomplete*"))
+    with pytest.raises(InputError, match="no built set"):
+        prepare(tmp_path, build=False)
+    assert len(builder.Records(prepare(tmp_path, on_corrupt="skip"), "train+test")) == 5
 
 
 def test_corrupt_images_are_skipped_counted_and_reported_on_demand(tmp_path, raw, caplog):
@@ -271,22 +274,40 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path, raw):
 # Builds are atomic.
 
 
-@pytest.mark.parametrize("where", ["shuffle.Shuffler.add", "file_adapters.ArrayRecordFileAdapter.write_examples"])
-def test_full_disk_says_where_and_how_much(tmp_path, raw, monkeypatch, where):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class FullDisk:
+    """An ArrayRecordWriter that runs out of space in one of its methods, with the C++ original's error."""
 
+    fails_in = "write"
+
+    def __init__(self, path, options):
+        Path(path).touch()
+
+    def write(self, record):
+        self.act("write")
+
+    def close(self):
+        self.act("close")
+
+    def act(self, method):
+        if method == self.fails_in:
+            raise RuntimeError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}; writing a file")
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_full_disk_says_where_and_how_much(tmp_path, raw, monkeypatch, method):
     with monkeypatch.context() as patch:
-        patch.setattr(f"tensorflow_datasets.core.{where}", full)
+        patch.setattr(shards.array_record_module, "ArrayRecordWriter", FullDisk)
+        patch.setattr(FullDisk, "fails_in", method)
         with pytest.raises(
-            InputError, match=r"disk of .*test_builder/16 is full: .* GB free, the build needs about .* GB"
+            InputError,
+            match=r"disk of .*test_builder/16 is full: .* GB free, the build needs .* \(\d of 6 images",
         ):
             prepare(tmp_path)
-    assert not list((tmp_path / "data").rglob("incomplete*"))
+    assert not list((tmp_path / "data").rglob("*array_record*"))
     assert len(builder.Records(prepare(tmp_path), "train")) == 3
 
 
-def test_exception_midway_leaves_nothing_half_built(tmp_path, raw, monkeypatch):
+def test_exception_midway_leaves_nothing_that_counts_as_built(tmp_path, raw, monkeypatch):
     example = Builder.example
 
     def broken(self, row):
@@ -303,26 +324,115 @@ def test_exception_midway_leaves_nothing_half_built(tmp_path, raw, monkeypatch):
     assert len(builder.Records(prepare(tmp_path), "train+test")) == 6
 
 
-def test_killed_build_leaves_nothing_that_counts_as_built(tmp_path, raw):
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "FEWEST", 1)
+    monkeypatch.setattr(shards, "MOST", 2)
+
+
+def start_killed_build(tmp_path, finished: int, **options) -> None:
+    """Builds in another process, in shards of two images, and kills it once so many of the shards are finished."""
     code = (
-        "import test_builder, pathlib, sys\n"
-        "if __name__ == '__main__': test_builder.prepare(pathlib.Path(sys.argv[1]), workers=1)"
+        "import pathlib, sys, test_builder\n"
+        "from mediax import shards\n"
+        "shards.FEWEST, shards.MOST = 1, 2\n"
+        f"test_builder.prepare(pathlib.Path(sys.argv[1]), workers=1, **{options})"
     )
     tests = Path(__file__).parent
-    environment = os.environ | {"TOY_DELAY": "20", "PYTHONPATH": f"{tests}:{tests.parent}"}
+    environment = os.environ | {"TOY_DELAY": "0.3", "PYTHONPATH": f"{tests}:{tests.parent}"}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "data").rglob("incomplete.*")):
+    while len(finished_shards(tmp_path)) < finished:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list((tmp_path / "data").rglob("incomplete.*"))
+
+
+def finished_shards(tmp_path) -> list[Path]:
+    return sorted((tmp_path / "data").glob("test_builder/16/incomplete.1.0.0/*array_record*[0-9]"))
+
+
+def test_killed_build_goes_on_where_it_stopped(tmp_path, small_shards, caplog):
+    write_toy(tmp_path / "raw", images_per_split=7)
+    start_killed_build(tmp_path, finished=3)
     with pytest.raises(InputError, match="no built set"):
         prepare(tmp_path, build=False)
-    assert len(builder.Records(prepare(tmp_path), "train+test")) == 6
+    kept = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished_shards(tmp_path)}
+    # What a kill can leave too: a line that was being written, a shard that was being written, one of an older plan.
+    incomplete = finished_shards(tmp_path)[0].parent
+    with (incomplete / shards.Manifest.NAME).open("a") as file:
+        file.write('["test_bui')
+    (incomplete / "test_builder-train.array_record-00003-of-00004.partial").write_bytes(b"half")
+    (incomplete / "test_builder-train.array_record-00001-of-00009").write_bytes(b"of an older plan")
+    with caplog.at_level("INFO"):
+        resumed = prepare(tmp_path)
+    now = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in resumed.iterdir()}
+    good = int(re.search(r"left \d shards; (\d) of them are good, (\d) are still to be written", caplog.text).group(1))
+    assert good >= len(kept) - 1  # the kill may have fallen between a shard and its line in the manifest
+    assert sum(now[name] == state for name, state in kept.items()) == good
+    whole = prepare(tmp_path, "whole", workers=3)
+    assert files(resumed) == files(whole)
+    assert not any(filecmp.cmpfiles(resumed, whole, files(whole), shallow=False)[1:])
     assert not list((tmp_path / "data").rglob("incomplete.*"))
+    assert len({record["id"] for record in builder.Records(resumed, "train+test")}) == 14
+
+
+def stopped_build(tmp_path, monkeypatch, broken: str, **options):
+    """Stops a build of one image after the other at the image `broken`."""
+    example = Builder.example
+
+    def stop(self, row):
+        if row.id == broken:
+            raise RuntimeError("power cut")
+        return example(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Builder, "example", stop)
+        with pytest.raises(RuntimeError, match="power cut"):
+            prepare(tmp_path, workers=1, **options)
+
+
+def test_shards_of_changed_raw_data_are_written_again(tmp_path, raw, monkeypatch, small_shards, caplog):
+    stopped_build(tmp_path, monkeypatch, broken="b1")
+    before = finished_shards(tmp_path)
+    assert len(before) >= 2
+    Image.fromarray(np.full((40, 20), 200, np.uint8)).save(raw / "images" / "a0.png")
+    with caplog.at_level("INFO"):
+        changed = prepare(tmp_path)
+    assert f"left {len(before)} shards; {len(before) - 1} of them are good" in caplog.text
+    assert "the raw data or the program has changed" in caplog.text
+    records = {record["id"]: record for record in builder.Records(changed, "train")}
+    assert (images.decode(records["a0"]["image"]) == 200).all()
+
+
+def test_changed_annotations_build_anew(tmp_path, raw, monkeypatch, small_shards, caplog):
+    stopped_build(tmp_path, monkeypatch, broken="b1")
+    table = raw / "labels.csv"
+    table.write_text(re.sub(r",(\d\d)$", r",9\1", table.read_text(), flags=re.MULTILINE))
+    with caplog.at_level("INFO"):
+        records = builder.Records(prepare(tmp_path), "train")
+    assert "; 0 of them are good" in caplog.text
+    assert {record["age"] for record in records} == {930, 931, 932}
+
+
+def test_shard_with_skipped_images_is_kept_only_if_skipping_is_still_asked_for(
+    tmp_path, raw, monkeypatch, small_shards
+):
+    (raw / "images" / "a0.png").write_bytes(b"no image")
+    stopped_build(tmp_path, monkeypatch, broken="b1", on_corrupt="skip")
+    with pytest.raises(InputError, match=r"a0\.png: cannot decode"):
+        prepare(tmp_path)
+    assert sorted(r["id"] for r in builder.Records(prepare(tmp_path, on_corrupt="skip"), "train")) == ["a1", "a2"]
+
+
+def test_shard_of_corrupt_images_alone_is_empty(tmp_path, raw, monkeypatch):
+    monkeypatch.setattr(shards, "FEWEST", 1)
+    monkeypatch.setattr(shards, "MOST", 1)
+    (raw / "images" / "a1.png").write_bytes(b"no image")
+    records = builder.Records(prepare(tmp_path, on_corrupt="skip"), "train+test")
+    assert sorted(records[index]["id"] for index in range(len(records))) == ["a0", "a2", "b0", "b1", "b2"]
 
 
 def test_builds_at_the_same_time_wait_for_the_first(tmp_path, raw, monkeypatch):

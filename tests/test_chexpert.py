@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mediax import builder, images, vocabulary
+from mediax import builder, images, label_states, vocabulary
 from mediax.datasets import chexpert
 from mediax.errors import InputError
 from mediax.phantoms import chest
@@ -65,7 +65,7 @@ def test_every_layout_builds_to_the_same_records(phantoms, tmp_path, release):
     for line in reference:
         name = "_".join(line["Path"].split("/")[-3:]).removesuffix(".jpg")
         record = (train | tuning)[name]
-        states = [chexpert.STATES[line[label]] for label in chexpert.CLASSES]
+        states = [label_states.STATES[line[label]] for label in chexpert.CLASSES]
         assert record["labels"].tolist() == states
         assert record["sex"] == line["Sex"]
         assert record["age"] == float(line["Age"])

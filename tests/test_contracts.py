@@ -15,6 +15,7 @@ from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
 from mediax.errors import InputError
 
 DATASETS, BACKBONES, HEADS, TASKS = map(catalog.names, catalog.FOLDERS)
+PICTURES = [name for name, field in FIELDS.items() if field.shape[1:3] == ("H", "W")]
 
 
 def _digest(folder):
@@ -37,7 +38,9 @@ def test_dataset_says_what_it_is(dataset):
     assert module.__doc__ and module.Builder.name == name
     assert all(getattr(module.SOURCE, field.name) for field in dataclasses.fields(module.SOURCE))
     assert set(module.classes()) <= set(module.CLASSES)
-    assert [vocabulary.canonical(label) for label in module.CLASSES] == list(module.CLASSES)
+    for name in ("CLASSES", "BOX_CLASSES", "MASK_CLASSES"):
+        labels = getattr(module, name, ())
+        assert [vocabulary.canonical(label) for label in labels] == list(labels)
 
 
 def test_dataset_reads_into_the_schema(dataset):
@@ -47,9 +50,12 @@ def test_dataset_reads_into_the_schema(dataset):
         records = builder.Records(built, split)
         examples = [module.read(records[index]) for index in range(len(records))]
         for example in examples:
-            assert example["image"].dtype == np.uint8 and example["image"].ndim == 3
+            assert example["image"].dtype in (np.uint8, np.uint16, np.float32) and example["image"].ndim == 3
+            for name in PICTURES:
+                assert name not in example or example[name].shape[:2] == example["image"].shape[:2] or name == "moving"
             assert {"id", "patient_id"} <= set(example)
-            sized = {**example, "image": np.zeros((2, 2, 1)), "valid": True}
+            sized = {name: value[:2, :2] if name in PICTURES else value for name, value in example.items()}
+            sized["valid"] = True
             batch = stack([sized, sized])
             check(batch)
             assert set(batch) <= {*FIELDS, *HOST_FIELDS} and set(device_fields(batch)) <= set(FIELDS)
@@ -57,7 +63,7 @@ def test_dataset_reads_into_the_schema(dataset):
                 known = example["labels"][~np.isnan(example["labels"])]
                 assert len(example["labels"]) == len(module.classes()) and ((known >= 0) & (known <= 1)).all()
             assert patients.setdefault(example["patient_id"], split) == split
-    assert patients
+    assert patients or not module.Builder.DISJOINT_PATIENTS
 
 
 def test_dataset_builds_the_same_bytes_twice(dataset, tmp_path):

@@ -15,10 +15,12 @@ LAYERS = (
     ("model", "data", "schedule", "preemption", "progress"),
     ("tasks",),
     ("datasets", "backbones", "heads"),
-    ("figures", "builder", "phantoms", "pretrained"),
+    ("contact_sheet", "overlap", "verification"),  # what `python -m mediax.datasets` does with any dataset
+    ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
-    ("operators", "batch", "vocabulary", "catalog", "files"),
-    ("errors",),
+    ("dicom",),
+    ("operators", "batch", "vocabulary", "catalog", "files", "shards", "rle", "annotations", "label_states", "raw_files"),
+    ("errors", "memory"),
 )
 # `Build` and `Part` are what a task hands to the model; the task knows the word, not the model.
 WORDS = {("tasks", "model"): {"Build"}}

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,12 @@ TYPICAL = {
     "random_erase": {"probability": 1.0, "value": 1.0},
     "equalize_histogram": {},
     "clahe": {},
+    "field_of_view_crop": {"margin": 0.1},
+    "match_histogram": {"reference": (0.1, 0.2, 0.3, 0.9)},
+    "reduce_bit_depth": {"bits": 3},
+    "linear_window": {"center": 0.4, "width": 0.7},
     "window": {"low": 5, "high": 95},
+    "subtract_local_mean": {"sigma": 0.1},
     "to_channels": {"channels": 3},
 }
 # Options under which a transform has nothing to do.
@@ -42,6 +48,8 @@ IDENTITY = {
     "random_blur": {"sigma": 0.0},
     "random_erase": {"probability": 0.0},
     "window": {"low": 0.0, "high": 100.0},
+    "reduce_bit_depth": {"bits": 8},
+    "linear_window": {"center": 0.5, "width": 1.0},
     "to_channels": {"channels": 1},
 }
 SHAPES = [(40, 56, 1), (33, 17, 3), (1, 1, 1), (1, 1, 3), (1, 9, 1)]
@@ -547,6 +555,108 @@ def test_window_maps_percentiles_to_the_ends_and_leaves_constants():
     np.testing.assert_array_equal(run([spec("window")], {"image": constant})["image"], constant)
 
 
+def test_clahe_is_opencvs_on_grey_images():
+    image = np.random.default_rng(0).integers(60, 200, (64, 96, 1), dtype=np.uint8)
+    out = run([spec("clahe", clip=3.0, tiles=4)], {"image": image})["image"]
+    expected = cv2.createCLAHE(3.0, (4, 4)).apply(image[..., 0])
+    np.testing.assert_array_equal(np.rint(out[..., 0] * 255), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_matched_histograms_equal_those_of_skimage(channels):
+    exposure = pytest.importorskip("skimage.exposure")
+    rng = np.random.default_rng(0)
+    image = (rng.beta(2, 5, (80, 90, channels)) * 255).astype(np.uint8)
+    other = (rng.beta(5, 2, (70, 60, channels)) * 255).astype(np.uint8)
+    reference = transforms.quantile_curves(other, points=70 * 60 + 1)
+    out = run([spec("match_histogram", reference=reference)], {"image": image})["image"]
+    expected = exposure.match_histograms(image.astype(np.float64), other.astype(np.float64), channel_axis=2) / 255
+    np.testing.assert_allclose(out, expected, atol=0.004)
+    assert np.abs(image / 255 - expected).mean() > 0.2
+
+
+def test_one_reference_curve_serves_every_channel_and_two_fit_none():
+    image = np.random.default_rng(0).random((50, 60, 3), dtype=np.float32)
+    out = run([spec("match_histogram", reference=[0.2, 0.4])], {"image": image})["image"]
+    np.testing.assert_allclose(out, 0.2 + 0.2 * image, atol=0.01)
+    with pytest.raises(InputError, match="2 reference curves found for an image of 3 channels"):
+        run([spec("match_histogram", reference=[[0.2, 0.4], [0.1, 0.3]])], {"image": image})
+
+
+def test_bits_and_linear_windows():
+    image = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16, 1)
+    out = run([spec("reduce_bit_depth", bits=2)], {"image": image})["image"]
+    np.testing.assert_allclose(np.unique(out), [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+    assert np.abs(out - image).max() <= 1 / 6 + 1e-6
+    out = run([spec("linear_window", center=0.5, width=0.2)], {"image": image})["image"]
+    np.testing.assert_allclose(out, ((image - 0.4) / 0.2).clip(0, 1), atol=1e-5)
+
+
+def retina_example(height=120, width=200, y=56.0, x=95.0, radius=50.0):
+    """A red disc with a dark vessel on black; its mask of the view and a keypoint at its centre."""
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    view = (np.hypot(rows - y, columns - x) < radius).astype(np.uint8)
+    image = view[..., None] * np.array([180, 90, 40], np.uint8)
+    image[(np.abs(rows - y + 7) < 3) & (view > 0)] //= 2
+    center = np.array([[y / height, x / width]], np.float32)
+    return {"image": image, "masks": view[..., None], "field_of_view": view, "keypoints": center}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_field_of_view_is_cropped_to_its_square_and_all_fields_follow(known):
+    example = retina_example()
+    if not known:
+        del example["field_of_view"]
+    out = run([spec("field_of_view_crop")], example, keep_geometry=True)
+    assert out["image"].shape == (100, 100, 3)
+    np.testing.assert_array_equal(hull(out["masks"][..., 0]), [0, 0, 100, 100])
+    np.testing.assert_allclose(out["keypoints"], [[0.5, 0.5]], atol=1e-6)
+    assert ("field_of_view" in out) == known
+    back = transforms.invert_mask(out["masks"], out["geometry"], out["original_size"])
+    np.testing.assert_array_equal(back, example["masks"])
+    wide = run([spec("field_of_view_crop", margin=0.25)], example)
+    np.testing.assert_array_equal(hull(wide["masks"][..., 0]), [25, 25, 125, 125])
+
+
+def test_the_field_of_view_moves_before_it_is_cropped():
+    specs = [spec("random_flip", horizontal=1.0), spec("field_of_view_crop"), spec("resize", size=50)]
+    out = run(specs, retina_example(), keep_geometry=True)
+    np.testing.assert_array_equal(hull(out["masks"][..., 0]), [0, 0, 50, 50])
+    np.testing.assert_allclose(out["geometry"][:2], [[-0.5, 0, 72.5], [0, 0.5, -3]], atol=1e-5)
+    np.testing.assert_allclose(out["keypoints"], [[0.5, 0.5]], atol=1e-6)
+
+
+def test_a_disc_that_the_camera_cut_off_is_padded_to_a_square():
+    out = run([spec("field_of_view_crop")], retina_example(height=80, y=40.0))
+    assert out["image"].shape == (100, 100, 3)
+    np.testing.assert_array_equal(hull(out["masks"][..., 0]), [10, 0, 90, 100])
+
+
+def test_nothing_in_view_is_left_alone_or_grey():
+    example = {"image": np.zeros((9, 12, 3), np.uint8), "field_of_view": np.zeros((9, 12), np.uint8)}
+    assert run([spec("field_of_view_crop")], example)["image"].shape == (9, 12, 3)
+    np.testing.assert_array_equal(run([spec("subtract_local_mean")], example)["image"], 0.5)
+
+
+def test_local_means_are_opencvs_where_all_is_in_view():
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    example = {"image": image, "field_of_view": np.ones((60, 60), np.uint8)}
+    out = run([spec("subtract_local_mean", sigma=0.1, strength=2.0)], example)["image"]
+    blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 3.0)
+    expected = cv2.addWeighted(image.astype(np.float32), 2, blurred, -2, 127.5) / 255
+    np.testing.assert_allclose(out, expected.clip(0, 1), atol=1e-5)
+
+
+def test_light_and_tint_vanish_from_a_retina_up_to_its_rim():
+    example = retina_example()
+    example["image"] = example["field_of_view"][..., None] * np.array([200, 80, 30], np.uint8)
+    out = run([spec("subtract_local_mean")], example)["image"]
+    np.testing.assert_allclose(out, 0.5, atol=1e-3)
+    vessels = run([spec("subtract_local_mean", sigma=0.2)], retina_example())["image"]
+    assert vessels[49, 95].max() < 0.3
+    assert (vessels[:5] == 0.5).all()
+
+
 def test_channels():
     color = np.random.default_rng(0).random((6, 5, 3), dtype=np.float32)
     gray = run([spec("to_channels", channels=1)], {"image": color})["image"]
@@ -669,6 +779,10 @@ def test_integer_labels_cannot_be_mixed():
         ({"name": "random_affine", "rotate": "ten"}, "rotate='ten'"),
         ({"name": "to_channels", "channels": 2}, "channels=2"),
         ({"name": "clahe", "tiles": True}, "tiles=True"),
+        ({"name": "match_histogram", "reference": (0.5, 0.1)}, "reference="),
+        ({"name": "match_histogram", "reference": ((0.1, 0.5), (0.1, 0.2, 0.3))}, "reference="),
+        ({"name": "match_histogram", "reference": ()}, "reference="),
+        ({"name": "reduce_bit_depth", "bits": 0}, "bits=0"),
     ],
 )
 def test_bad_specs_are_refused_when_built(bad, message):

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mediax import builder, catalog, images
+from mediax import builder, catalog, images, label_states
 from mediax.errors import InputError
 from mediax.phantoms import chest
 
@@ -79,17 +78,6 @@ TABLES = {
 }
 SEARCHED = re.compile(r"chexpert.*|chexlocalize.*|train|valid|val|test", re.IGNORECASE)
 PATIENT = re.compile(r"patient\d+")
-
-PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, 0, -1, -2
-STATES = {
-    "1.0": PRESENT,
-    "1": PRESENT,
-    "0.0": ABSENT,
-    "0": ABSENT,
-    "-1.0": UNCERTAIN,
-    "-1": UNCERTAIN,
-    "": NOT_MENTIONED,
-}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -196,14 +184,8 @@ def read_labels(table: Path) -> tuple[list[tuple[str, dict[str, str]]], np.ndarr
       InputError: a column is missing, or a label is none of 1.0, 0.0, -1.0 and blank (integers are accepted).
     """
     lines = list(builder.read_table(table, required=CLASSES))
-    states = np.empty((len(lines), len(CLASSES)), np.int8)
-    for index, (where, line) in enumerate(lines):
-        try:
-            states[index] = [STATES[line[name]] for name in CLASSES]
-        except KeyError as error:
-            column = next(name for name in CLASSES if line[name] not in STATES)
-            raise InputError(f"{where}: {column} is {error}, expected 1.0, 0.0, -1.0 or nothing") from error
-    return lines, states
+    states = [label_states.parse(where, line, CLASSES) for where, line in lines]
+    return lines, np.asarray(states, np.int8).reshape(-1, len(CLASSES))
 
 
 def image_paths(release: Release, table: Path, where: str, line: Mapping[str, str]) -> list[Path]:
@@ -232,17 +214,6 @@ def image_paths(release: Release, table: Path, where: str, line: Mapping[str, st
     return views
 
 
-# The uncertainty policies of Irvin et al., and the smoothed ones of Pham et al. (arXiv:1911.06475), which draw each
-# label uniformly from an interval.
-POLICIES = {
-    "zeros": (0.0, 0.0),
-    "ones": (1.0, 1.0),
-    "ignore": (np.nan, np.nan),
-    "smooth_zeros": (0.0, 0.3),
-    "smooth_ones": (0.55, 0.85),
-}
-
-
 def classes(config=None, *, classes: str | None = None, **_) -> tuple[str, ...]:
     """The classes of `read`'s labels: its option `classes` ("all", "competition"), else those of the config."""
     chosen = classes or builder.choose_config(Builder, config).classes
@@ -264,52 +235,28 @@ def read(
     Args:
       example: a record of `builder.Records`.
       classes: None gives the classes that were built.
-      uncertainty: what an uncertain label becomes: "zeros", "ones", "ignore" (NaN), "smooth_zeros" (uniform in
-        [0, 0.3]) or "smooth_ones" (uniform in [0.55, 0.85]); or {class: policy} with "default" for the classes not
-        named. Which is best differs by class (Irvin et al.). `valid` and `test` have no uncertain labels.
-      not_mentioned: a blank label becomes 0 ("absent", as in the paper's baselines) or NaN ("unknown").
+      uncertainty, not_mentioned: the policies of `label_states.to_labels`; {class: policy} tells classes apart. `valid`
+        and `test` have no uncertain and no blank labels.
       seed: of the smoothed labels, which follow from it, the image's id and the class alone.
 
     Raises:
       InputError: an unknown option, or classes that were not built.
     """
-    if not_mentioned not in ("absent", "unknown"):
-        raise InputError(f'chexpert: not_mentioned={not_mentioned!r}: expected "absent" or "unknown"')
     built = next(names for names in CLASS_SETS.values() if len(names) == len(example["labels"]))
     states = dict(zip(built, example["labels"].tolist()))
     names = CLASS_SETS.get(classes, ()) if classes else built
     if not names or not set(names) <= set(built):
         raise InputError(f"chexpert: classes={classes!r} cannot be read from records of {len(built)} classes")
-    values = {PRESENT: 1.0, ABSENT: 0.0, NOT_MENTIONED: 0.0 if not_mentioned == "absent" else np.nan}
-    labels = [
-        uncertain_label(policy, seed, example["id"], name) if states[name] == UNCERTAIN else values[states[name]]
-        for name, policy in class_policies(uncertainty, names).items()
-    ]
+    labels = label_states.to_labels(
+        {name: states[name] for name in names},
+        known=CLASSES,
+        uncertainty=uncertainty,
+        not_mentioned=not_mentioned,
+        seeds=(seed, example["id"]),
+    )
     texts = {name: example[name] for name in ("id", "patient_id", "study_id", "view", "projection", "sex")}
     image = images.decode(example["image"])
-    return {"image": image, "labels": np.asarray(labels, np.float32), "age": np.float32(example["age"]), **texts}
-
-
-def class_policies(uncertainty: str | Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The uncertainty policy of each class; raises InputError unless each has a known one."""
-    if isinstance(uncertainty, str):
-        uncertainty = {"default": uncertainty}
-    for name in uncertainty:
-        if name not in (*CLASSES, "default"):
-            raise InputError(f"chexpert: uncertainty names {name!r}: {catalog.suggestion(name, CLASSES)}")
-    policies = {name: uncertainty.get(name, uncertainty.get("default")) for name in names}
-    for name, policy in policies.items():
-        if policy not in POLICIES:
-            raise InputError(f"chexpert: uncertainty of {name} is {policy!r}: {catalog.suggestion(policy, POLICIES)}")
-    return policies
-
-
-def uncertain_label(policy: str, *seeds: Any) -> float:
-    """The value of an uncertain label, drawn from the seeds alone where the policy draws."""
-    low, high = POLICIES[policy]
-    if policy not in ("smooth_zeros", "smooth_ones"):
-        return low
-    return np.random.default_rng(zlib.crc32("/".join(map(str, seeds)).encode())).uniform(low, high)
+    return {"image": image, "labels": labels, "age": np.float32(example["age"]), **texts}
 
 
 # What the chest phantom's findings are called here, with what they imply.

@@ -1,0 +1,166 @@
+"""Converts image files: `python -m mediax.convert SOURCE... --to FOLDER --format png|jpg|dcm|tif [--bits 8|16]`.
+
+Values are kept as they are wherever the target can hold them; what is lost or changed is said at the end.
+"""
+
+import argparse
+import collections
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mediax import dicom, images
+from mediax.errors import InputError
+
+FORMATS = ("png", "jpg", "dcm", "tif")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    bits: int | None = None,
+    rendering: dicom.Rendering | None = None,
+) -> list[str]:
+    """Writes one image file in the format of another's suffix.
+
+    Args:
+      source: a file that `images.read` reads.
+      target: a name with one of FORMATS as its suffix.
+      bits: 8 or 16 of each value in the target; None keeps the source's type. Fewer bits scale the source's whole range
+        to theirs; more bits hold the same values.
+      rendering: of a DICOM source, as `Dicom.to_unit` explains: "window" shows what a viewer shows, on the target's
+        whole range; None keeps the values, counted from the lowest that the file can store, bright high.
+
+    Returns:
+      What the target does not hold as the source did, in a few words each.
+
+    Raises:
+      InputError: the source cannot be read, or the target cannot hold it or cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    jpeg = target.suffix == ".jpg"
+    pixels, depth, spacing_mm, changes = _load(source, rendering, bits or (8 if jpeg else None))
+    wanted = bits or (8 if jpeg else 8 * pixels.itemsize)
+    if wanted < 8 * pixels.itemsize:
+        pixels = np.rint(pixels * (255 / (2**depth - 1))).astype(np.uint8)
+        changes.append(f"narrowed from {depth} bits to 8")
+        depth = 8
+    elif wanted > 8 * pixels.itemsize:
+        pixels, depth = pixels.astype(np.uint16), 16
+    if jpeg:
+        changes.append("JPEG is lossy")
+    if target.suffix == ".dcm":
+        dicom.write(target, pixels, bits=depth, spacing_mm=spacing_mm, uid_source=target.name)
+        return changes
+    if spacing_mm:
+        changes.append(f"{target.suffix} does not hold the pixels' spacing in millimetres")
+    images.write(target, pixels)
+    return changes
+
+
+def _load(
+    source: Path, rendering: dicom.Rendering | None, bits: int | None
+) -> tuple[np.ndarray, int, tuple[float, float] | None, list[str]]:
+    """Reads [H,W,C], how many bits its values use, its spacing if known, and what reading changed in the values."""
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror})") from error
+    if not images.is_dicom(data, source):
+        pixels = images.read_bytes(data, name=str(source))
+        return pixels, 8 * pixels.itemsize, None, []
+    header = dicom.read_bytes(data, name=str(source))
+    spacing_mm = header.spacing_mm if header.spacing_tag else None
+    if rendering:
+        bits = bits or (8 if header.bits <= 8 else 16)
+        pixels = np.rint(header.to_unit(rendering).astype(np.float64) * (2**bits - 1)).astype(f"u{bits // 8}")
+        return pixels, bits, spacing_mm, [f"rendered ({rendering}): values are not those that were stored"]
+    changes = []
+    if header.lowest:
+        changes.append(f"signed values raised by {-header.lowest}: the result begins at 0")
+    if header.rescale != (1, 0) or header.modality_lut:
+        changes.append("stored values, without the rescaling that gives them their unit")
+    return header.unsigned(), header.bits, spacing_mm, changes
+
+
+def find(sources: Sequence[str | Path], *, outside: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields (file, its place below the folder that was named) of the named files and of the images in named folders.
+
+    What lies in the folder `outside`, where results go, is no source.
+
+    Raises:
+      InputError: nothing of that name, or a folder without images.
+    """
+    for source in map(Path, sources):
+        if not source.is_dir():
+            if not source.exists():
+                raise InputError(f"{source}: no such file or folder")
+            yield source, Path(source.name)
+            continue
+        found = [
+            path
+            for path in sorted(source.rglob("*"))
+            if path.name.lower().endswith(images.SUFFIXES) and path.is_file() and outside not in path.resolve().parents
+        ]
+        if not found:
+            raise InputError(f"{source}: holds no image; expected files that end in {', '.join(images.SUFFIXES)}")
+        for path in found:
+            yield path, path.relative_to(source)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Converts what the command line names; returns the exit code: 0, or 2 if a file or the command was bad."""
+    options = _parse(arguments)
+    folder = options.to.resolve()
+    changes, written, failed = collections.Counter(), {}, 0
+    try:
+        for source, place in list(find(options.sources, outside=folder)):
+            target = folder / place.parent / f"{_stem(place.name)}.{options.format}"
+            try:
+                if target in written:
+                    raise InputError(f"{source}: would overwrite {target}, which {written[target]} became")
+                if target == source.resolve():
+                    raise InputError(f"{source}: would overwrite itself; choose another folder with --to")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                changes.update(convert(source, target, bits=options.bits, rendering=options.render))
+                written[target] = source
+            except InputError as error:
+                failed += 1
+                print(f"mediax: {error}", file=sys.stderr, flush=True)
+    except (InputError, OSError) as error:
+        print(f"mediax: {error}", file=sys.stderr, flush=True)
+        return 2
+    for change, count in sorted(changes.items()):
+        print(f"{count} of {len(written)} files: {change}")
+    print(f"{len(written)} files written to {options.to}, {failed} failed")
+    return 2 if failed else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mediax.convert", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, and folders that are searched for images")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where results go")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--bits", type=int, choices=(8, 16), help="of each value; default: the source's")
+    parser.add_argument(
+        "--render",
+        choices=("window", "full"),
+        help="DICOM: as a viewer shows it (window), or the range of the stored bits; default: the stored values",
+    )
+    options = parser.parse_args(arguments)
+    if options.format == "jpg" and options.bits == 16:
+        parser.error("--bits 16: JPEG holds 8 bits; choose --format png, tif or dcm")
+    return options
+
+
+def _stem(name: str) -> str:
+    """A file's name without the suffix of its format; a name without one, often a DICOM identifier, stays whole."""
+    suffix = max((suffix for suffix in images.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return name[: len(name) - len(suffix)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

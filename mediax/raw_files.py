@@ -1,0 +1,34 @@
+"""Finding the files of a distribution in a folder, whichever way a user unpacked it."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mediax.errors import InputError
+
+
+def walk(folder: Path, *, depth: int = 4, closed: str = "") -> Iterator[Path]:
+    """Yields the files below a folder, entries in alphabetical order, from at most `depth` folders deep.
+
+    Hidden folders are not entered, nor those whose whole name matches the regular expression `closed`: folders with
+    hundreds of thousands of patients, say.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif depth and not entry.name.startswith(".") and not re.fullmatch(closed, entry.name):
+            yield from walk(Path(entry.path), depth=depth - 1, closed=closed)
+
+
+def matches(path: Path, pattern: str) -> bool:
+    """Whether a file's name matches a shell pattern, its case ignored."""
+    return fnmatch.fnmatchcase(path.name.lower(), pattern.lower())
+
+
+def only(paths: list[Path], what: str) -> Path | None:
+    """The one path of a list, None of an empty list; raises InputError if there are several."""
+    if len(paths) > 1:
+        raise InputError(f"{what} lies in {' and in '.join(map(str, paths))}: keep one of them there")
+    return paths[0] if paths else None

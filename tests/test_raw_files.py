@@ -1,0 +1,36 @@
+import pytest
+
+from mediax import raw_files
+from mediax.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.csv", "A.csv", "one/c.CSV", "one/two/d.csv", "p10/e.csv", ".hidden/f.csv"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_walk_is_ordered_and_bounded(folder):
+    def names(**options):
+        return [str(path.relative_to(folder)) for path in raw_files.walk(folder, **options)]
+
+    assert names() == ["A.csv", "b.csv", "one/c.CSV", "one/two/d.csv", "p10/e.csv"]
+    assert names(depth=1) == ["A.csv", "b.csv", "one/c.CSV", "p10/e.csv"]
+    assert names(depth=0) == ["A.csv", "b.csv"]
+    assert names(closed=r"p\d\d|o") == ["A.csv", "b.csv", "one/c.CSV", "one/two/d.csv"]
+
+
+def test_names_match_whatever_their_case(folder):
+    found = [path.name for path in raw_files.walk(folder) if raw_files.matches(path, "[a-c].csv")]
+    assert found == ["A.csv", "b.csv", "c.CSV"]
+
+
+def test_only_one_file_may_match(folder):
+    one, two = folder / "A.csv", folder / "b.csv"
+    assert raw_files.only([], "table") is None
+    assert raw_files.only([one], "table") == one
+    with pytest.raises(InputError, match=r"table lies in .*A\.csv and in .*b\.csv: keep one of them"):
+        raw_files.only([one, two], "table")
