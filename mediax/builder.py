@@ -218,18 +218,16 @@ class Builder(FileReaderBuilder, skip_registration=True):
         were made from has changed. Threads decode, at most a few images ahead of the one that is written; what is
         written does not depend on their number. Call it while holding the lock of `prepare`.
         """
-        manager = self._make_download_manager(None, tfds.download.DownloadConfig())
-        self._download_and_prepare(manager)
-        self.info.download_size = manager.downloaded_size
+        self._download_and_prepare()
         self.info.write_to_directory(self.incomplete)
         self.incomplete.rename(self.data_path)
         (Path(self.data_path) / shards.Manifest.NAME).unlink()
         self.info.update_data_dir(self.data_dir)
         logging.info("%s: built %d images", self.name, self.info.splits.total_num_examples)
 
-    def _download_and_prepare(self, dl_manager, download_config=None):
-        del download_config
-        splits = self.annotated(dl_manager)
+    def _download_and_prepare(self, dl_manager=None, download_config=None):
+        del dl_manager, download_config
+        splits = self.annotated()
         check_ids(splits, disjoint_patients=self.DISJOINT_PATIENTS)
         check_files(splits, self.workers)
         logging.info("%s: building %s", self.name, self.data_path)
@@ -244,10 +242,9 @@ class Builder(FileReaderBuilder, skip_registration=True):
         """Where the set lies until it is complete."""
         return Path(self.data_path.parent) / f"incomplete.{self.data_path.name}"
 
-    def annotated(self, manager: tfds.download.DownloadManager | None = None) -> dict[str, Sequence[Row]]:
+    def annotated(self) -> dict[str, Sequence[Row]]:
         """The rows of each split as the raw data's annotations name them; InputError if there are none."""
-        manager = manager or self._make_download_manager(None, tfds.download.DownloadConfig())
-        splits = {split: rows for split, rows in self.rows(self._locate(manager)).items() if rows}
+        splits = {split: rows for split, rows in self.rows(self._locate()).items() if rows}
         if not splits:
             raise InputError(
                 f"{self.name}: the annotations hold no image for the builder config {self.builder_config.name!r}"
@@ -362,12 +359,14 @@ class Builder(FileReaderBuilder, skip_registration=True):
                 f'  Replace the file, or leave such images out: on_corrupt="skip".'
             ) from error
 
-    def _locate(self, manager) -> Any:
+    def _locate(self) -> Any:
         folders = [self._manual_dir / self.name, self._manual_dir] if self._manual_dir else []
         for folder in folders:
             if folder.is_dir() and (found := self.find(folder)) is not None:
                 return found
+        manager = self._make_download_manager(None, tfds.download.DownloadConfig())
         if (downloaded := self.download(manager)) is not None:
+            self.info.download_size = manager.downloaded_size
             return downloaded
         source, looked = self.SOURCE, ", ".join(map(str, folders)) or "nowhere, for --manual_dir is not given"
         tree = "\n".join(f"      {line}" for line in source.tree.strip("\n").splitlines())

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mediax.errors import CorruptImageError as CorruptImageError
-from mediax.errors import InputError
+from mediax.errors import CorruptImageError, InputError
 from mediax.files import replace_file
 
 ASPECTS = ("stretch", "crop", "letterbox")
@@ -35,18 +34,20 @@ METAIMAGE_TYPES = {
 
 # What Pillow, OpenCV, zlib and the readers below raise on files that are damaged.
 DECODING_ERRORS = (
+    MemoryError,
+    Image.DecompressionBombError,
     *(OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError),
     *(struct.error, zlib.error, cv2.error),
 )
 
 # Images are handled in parallel by threads and worker processes: OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
-# Radiographs and fundus photographs of some sets exceed Pillow's limit against decompression bombs.
-Image.MAX_IMAGE_PIXELS = None
+# Four times the largest radiograph: a damaged header may claim any size, and memory would be asked for it.
+Image.MAX_IMAGE_PIXELS = 2**26
 
 
 def read(path: str | Path, *, channels: int | None = None) -> np.ndarray:
-    """Decodes a whole image file, whose content decides about its format where its suffix is wrong.
+    """Decodes a whole image file; its content says of what format it is, or a suffix of DICOM or MetaImage.
 
     Values are the file's own: nothing is scaled, and 16 bits stay 16 bits, in colour too. Of an animation or a
     multi-page file the first frame is taken. 1-bit images and palettes become the 0..255 that they stand for; PGM and
@@ -101,7 +102,8 @@ def write(path: str | Path, pixels: np.ndarray, *, quality: int = 95) -> None:
     types = [f"uint{bits}" for bits in depths[suffix]]
     if str(pixels.dtype) not in types or pixels.shape[2:] not in ((1,), (3,)):
         raise InputError(
-            f"{path}: cannot hold {pixels.dtype}{list(pixels.shape)}: expected {' or '.join(types)} [height, width, 1 or 3]"
+            f"{path}: cannot hold {pixels.dtype}{list(pixels.shape)}: "
+            f"expected {' or '.join(types)} [height, width, 1 or 3]"
         )
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in (".jpg", ".jpeg") else []
     return replace_file(path, _compress(pixels, suffix, options))
@@ -125,7 +127,7 @@ def is_plain(data: bytes, channels: int) -> bool:
 def read_metaimage(path: str | Path) -> tuple[np.ndarray, tuple[float, float]]:
     """Reads a two-dimensional MetaImage file (.mha; .mhd with its data beside it) in the file's own numbers.
 
-    Follows https://itk.org/Wiki/ITK/MetaIO/Documentation: integers and floats of 8 to 64 bits, raw or zlib-compressed.
+    Follows https://itk.org/Wiki/ITK/MetaIO/Documentation: integers of up to 32 bits and floats, raw or zlib-compressed.
 
     Returns:
       [H,W,C] of the file's type, and its spacing (row, column) in millimetres, NaN where the file does not say.
@@ -133,9 +135,9 @@ def read_metaimage(path: str | Path) -> tuple[np.ndarray, tuple[float, float]]:
     Raises:
       CorruptImageError: the file is truncated, no MetaImage, or more than one slice.
     """
-    path = Path(path)
+    data = Path(path).read_bytes()
     try:
-        return _metaimage(path.read_bytes(), path)
+        return _metaimage(data, Path(path))
     except DECODING_ERRORS as error:
         raise CorruptImageError(f"{path}: cannot decode this MetaImage: {error}") from error
 

@@ -218,6 +218,7 @@ def test_the_second_reader_disagrees_a_little():
         for name in ANATOMY:
             agreement[name].append(dice(masks[name], read[name]))
         assert not (read["Optic Cup"] & ~read["Optic Disc"]).any()
+        assert not (read["Vessels"] & ~masks["Field of View"]).any()
         np.testing.assert_array_equal(read["Vessels"], read["Arteries"] | read["Veins"])
         np.testing.assert_array_equal(read["Vessels"], fundus.second_reader(masks, seed)["Vessels"])
     mean = {name: np.mean(values) for name, values in agreement.items()}
@@ -257,6 +258,9 @@ def test_the_motion_of_a_pair_can_be_prescribed():
     still = pair(1, shift_mm=0.0, rotation_degrees=0.0, zoom=1.0, size=128)
     np.testing.assert_allclose(still.reference_points, still.moving_points, atol=1e-6)
     assert not np.array_equal(still.reference.image, still.moving.image)
+    assert digest(still.reference) == digest(pair(1, size=128).reference)
+    changed = [pair(1, category="A", size=96, **motion).reference for motion in ({}, {"shift_mm": 0.5, "zoom": 1.02})]
+    assert digest(changed[0]) == digest(changed[1])
     turned = pair(1, shift_mm=0.0, rotation_degrees=8.0, zoom=1.05, size=128)
     matrix, _ = cv2.estimateAffinePartial2D(turned.reference_points, turned.moving_points)
     assert np.hypot(matrix[0, 0], matrix[1, 0]) == pytest.approx(1.05, rel=1e-3)

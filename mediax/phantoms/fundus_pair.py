@@ -91,8 +91,8 @@ def pair(
     """Two photographs of one eye by one camera, the gaze turned, rolled and zoomed in between.
 
     `category` is "S" (overlap above 75 %), "P" (below) or "A" (above, and lesions have come between the visits; `grade`
-    is that of the second). `shift_mm` on the retina, `rotation_degrees` and `zoom` prescribe the motion. The rest is as
-    in `photograph`. Raises InputError on an unknown category or if fewer than ten forks lie in both views.
+    is that of the second). `shift_mm` on the retina, `rotation_degrees` and `zoom` prescribe the motion; the reference
+    stays the same. The rest is as in `photograph`. Raises InputError on an unknown category or if fewer than ten forks lie in both views.
     """
     if category not in CATEGORIES:
         raise InputError(f"category: found {category!r}, expected one of {list(CATEGORIES)}.")
@@ -101,9 +101,9 @@ def pair(
     eye = chosen_eye(seed, person, side, None)
     first = sample_exposure(eye, camera, rng)
     second = _moved(first, sample_exposure(eye, camera, rng), camera, motion, rng)
-    drawn_zoom = float(np.exp(np.clip(rng.normal(0, motion.zoom), -0.06, 0.06)))
+    drawn_zoom, direction = float(np.exp(np.clip(rng.normal(0, motion.zoom), -0.06, 0.06))), rng.uniform(0, 2 * np.pi)
     if shift_mm is not None:
-        second = replace(second, middle=_shifted(first.middle, shift_mm, rng.uniform(0, 2 * np.pi)))
+        second = replace(second, middle=_shifted(first.middle, shift_mm, direction))
     if rotation_degrees is not None:
         second = replace(second, roll=first.roll + float(np.radians(rotation_degrees)))
     if grade is None:

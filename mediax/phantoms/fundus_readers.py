@@ -28,7 +28,8 @@ def second_reader(masks: Mapping[str, np.ndarray], seed: int) -> dict[str, np.nd
             read[name] = _redrawn(masks[name], STRAY[name] * radius, max(0.8 * radius, 2), rng)
     if "Optic Cup" in read and "Optic Disc" in read:
         read["Optic Cup"] = read["Optic Cup"] & read["Optic Disc"]
-    return read
+    field = masks.get("Field of View", True)  # nobody draws outside of it
+    return {name: mask & field for name, mask in read.items()}
 
 
 def soft_map(mask: np.ndarray, name: str, seed: int, experts: int = 4) -> np.ndarray:
