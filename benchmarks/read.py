@@ -3,9 +3,9 @@
     python -m benchmarks.read [--torch PYTHON] [--images 400] [--workers CORES] [--folder DIR] [--batch_size 32]
 
 Both give batches of 320-pixel images as f32[B,320,320,1], shuffled, with the same number of worker processes (0: the
-main process; for mediax its reading threads). The DataLoader decodes the 1024-pixel PNG files with Pillow and resizes
-them with OpenCV, as a dataset class without a build step does in each epoch; mediax decodes the built 320-pixel PNGs.
-PYTHON is an interpreter with torch, OpenCV and Pillow; without it only mediax is measured. The target is 3 times.
+main process; for mediax its reading threads). The DataLoader decodes the 1024-pixel PNG files and averages them down
+with Pillow, as a dataset class without a build step does in each epoch; mediax decodes the built 320-pixel PNGs.
+PYTHON is an interpreter with torch and Pillow; without it only mediax is measured. The target is 3 times.
 """
 
 import argparse
@@ -22,11 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 EPOCHS = 3
 DATALOADER = """
 import sys, time
-import cv2, numpy as np, torch
+import numpy as np, torch
 from pathlib import Path
 from PIL import Image
 
-cv2.setNumThreads(1)
 torch.set_num_threads(1)
 
 
@@ -39,8 +38,7 @@ class Files(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         with Image.open(self.paths[index]) as image:
-            pixels = np.asarray(image)
-        pixels = cv2.resize(pixels, (320, 320), interpolation=cv2.INTER_AREA)
+            pixels = np.asarray(image.resize((320, 320), Image.Resampling.BOX))
         return torch.from_numpy(pixels[..., None].astype(np.float32) / 255)
 
 
@@ -83,9 +81,12 @@ def mediax_rate(directory: Path, workers: int, batch_size: int) -> float:
 
 def main() -> None:
     """Prints both rates and their ratio."""
+    from absl import flags
+
     from benchmarks import build
     from mediax import builder
 
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read them
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch", help="an interpreter that has torch")
     parser.add_argument("--images", type=int, default=400)

@@ -61,7 +61,8 @@ class Finished:
 def write(path: Path, records: Iterable[Record]) -> Finished:
     """Writes a shard under a temporary name, and renames it when all of it is on the disk."""
     temporary = path.with_name(f"{path.name}.partial")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # for reading at random
+    # Groups of one for reading at random; images are compressed already.
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     fingerprints, sizes, left_out = [], [], []
     try:
         for place, record in enumerate(records):

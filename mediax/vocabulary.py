@@ -126,6 +126,7 @@ FUNDUS_FINDINGS = (
     Term("Neovascularisation", ("Proliferative Diabetic Retinopathy",), ("Neovascularization",)),
     Term("Vitreous Haemorrhage", (), ("Vitreous Hemorrhage",)),
     Term("Venous Beading"),
+    Term("Intraretinal Microvascular Abnormality", (), ("IRMA",)),
     Term("Hypertension", (), ("Ocular Hypertension",)),
 )
 

@@ -606,6 +606,14 @@ def test_parallel_map_keeps_order_and_few_items_under_way():
     assert list(results) == list(range(1, 50))
 
 
+def test_progress_says_how_many_how_fast_and_how_long_still(caplog):
+    with caplog.at_level("INFO"):
+        assert list(builder.watched(iter("abc"), 3, "toy", seconds=0)) == ["a", "b", "c"]
+    first, *_, last = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"toy: 1 of 3 images, [\d.e+]+ images/s, \d:\d\d:\d\d left", first)
+    assert last.startswith("toy: 3 of 3 images") and last.endswith("0:00:00 left")
+
+
 def test_unreachable_host_is_noticed_at_once():
     assert not builder.reachable("http://127.0.0.1:9/nothing")
 

@@ -32,7 +32,7 @@ def run(capsys, *arguments):
 
 
 def test_table_lists_every_dataset_and_what_is_built(folders, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "3000")
     (folders[1] / "medmnist" / "pneumoniamnist" / "incomplete.1.0.0").mkdir(parents=True, exist_ok=True)
     code, out, _ = run(capsys, "--data_dir", folders[1])
     assert code == 0
@@ -170,6 +170,12 @@ def test_bad_input_is_one_message(tmp_path, capsys, arguments, message):
     code, _, error = run(capsys, *arguments)
     assert code == 2
     assert error.startswith("mediax: ") and message in error
+
+
+def test_data_dir_may_stand_before_the_command():
+    for arguments in (["--data_dir=x", "verify", "chexpert"], ["verify", "chexpert", "--data_dir=x"]):
+        assert commands.parser().parse_args(arguments).data_dir == "x"
+    assert commands.parser().parse_args(["verify", "chexpert"]).data_dir
 
 
 def test_phantom_overwrites_nothing(folders, capsys):

@@ -4,6 +4,7 @@ import argparse
 import ast
 import csv
 import inspect
+import io
 import itertools
 import json
 import os
@@ -20,8 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mediax import builder, catalog, contact_sheet, overlap, verification
+from mediax import builder, catalog, overlap, verification
 from mediax.errors import InputError
+from mediax.files import replace_file
 
 HERE = f"{os.sep}mediax{os.sep}"
 
@@ -41,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their flags."""
-    data = argparse.ArgumentParser(add_help=False)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data.add_argument("--data_dir", default=default, help="built data (default: %(default)s)")
+    data = argparse.ArgumentParser(add_help=False)
+    # Without a default of its own: it would replace what stands before the command.
+    data.add_argument("--data_dir", default=argparse.SUPPRESS, help=f"built data (default: {default})")
     build = argparse.ArgumentParser(add_help=False)
     build.add_argument("name", help="a dataset")
     build.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="builder config, or its name")
@@ -51,12 +54,13 @@ def parser() -> argparse.ArgumentParser:
     raw.add_argument("--manual_dir", help="raw data: one folder per dataset, named as its module")
     raw.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="threads")
 
-    top = argparse.ArgumentParser(prog="python -m mediax.datasets", description=__doc__, parents=[data])
-    top.set_defaults(run=list_all)
-    commands = top.add_subparsers(title="commands (none: a table of all datasets)", metavar="")
+    program, summary = "python -m mediax.datasets", "What can be done with datasets; without a command: a table of all."
+    top = argparse.ArgumentParser(prog=program, description=summary, parents=[data], allow_abbrev=False)
+    top.set_defaults(run=list_all, data_dir=default)
+    commands = top.add_subparsers(title="commands", metavar="")
 
     def command(name: str, run, *parents) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=run.__doc__.splitlines()[0], parents=parents)
+        added = commands.add_parser(name, help=run.__doc__.splitlines()[0], parents=parents, allow_abbrev=False)
         added.set_defaults(run=run)
         return added
 
@@ -219,6 +223,8 @@ def label_counts(counts: Mapping[tuple[str, str], int], name: str) -> str:
 
 def preview(arguments, options) -> None:
     """Draws a sheet of a built dataset's images with their annotations."""
+    from mediax import contact_sheet  # imports jax, which takes longer than most of the other commands
+
     module, config = catalog.load("datasets", arguments.name), config_of(arguments.config)
     directory = builder.prepare(module, data_dir=arguments.data_dir, builder_config=config, build=False)
     split = arguments.split or next(iter(tfds.builder_from_directory(str(directory)).info.splits))
@@ -256,9 +262,10 @@ def find_overlap(arguments, options) -> None:
     header = ("split", "images", "split", "images", "same id and picture", "same id alone", "same picture alone")
     print(table(header, rows))
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("split_a", "id_a", "split_b", "id_b", "same_id", "differing_bits"), *lines])
+        text = io.StringIO()
+        columns = ("split_a", "id_a", "split_b", "id_b", "same_id", "differing_bits")
+        csv.writer(text, lineterminator="\n").writerows([columns, *lines])
+        replace_file(arguments.csv, text.getvalue().encode())
 
 
 def write_phantom(arguments, options) -> None:

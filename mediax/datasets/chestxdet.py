@@ -138,7 +138,7 @@ class Builder(builder.Builder):
         fields = dict(row.fields)
         fields["boxes"] = fields["boxes"] * np.float32([height, width, height, width]) / FRAME
         if "polygons" in fields:
-            polygons = [np.float32(polygon) * np.float32([width, height]) / FRAME for polygon in fields["polygons"]]
+            polygons = [polygon * np.float32([width, height]) / FRAME for polygon in fields["polygons"]]
             masks = np.zeros((height, width, len(MASK_CLASSES)), np.uint8)
             for label, polygon in zip(fields["box_labels"], polygons):
                 masks[..., label] |= annotations.polygon_to_mask(polygon, height, width)
@@ -162,6 +162,8 @@ def read_table(release: Release, path: Path, name: str) -> Iterator[builder.Row]
     try:
         content = json.loads(path.read_text())
         keys = ("syms", "boxes", "polygons") if name == "chestxdet" else ("syms", "boxes")
+        marked = [(image["file_name"], mark) for image in content for mark in zip(image["syms"], image["boxes"])]
+        raw_files.report_repeated(path, "boxes", map(str, marked))
         for image in content:
             where = f"{path}, image {image['file_name']}"
             counts = {key: len(image[key]) for key in keys}
@@ -170,15 +172,34 @@ def read_table(release: Release, path: Path, name: str) -> Iterator[builder.Row]
                 raise InputError(f"{where}: {found}; expected as many of each")
             fields = {
                 "labels": image_labels(where, image["syms"], name),
-                "boxes": annotations.xyxy_to_boxes(image["boxes"]),
+                "boxes": image_boxes(where, image["boxes"]),
                 "box_labels": np.int32([FINDINGS.index(finding) for finding in image["syms"]]),
             }
             if name == "chestxdet":
-                fields["polygons"] = image["polygons"]
+                fields["polygons"] = [outline(where, points) for points in image["polygons"]]
             identifier = Path(image["file_name"]).stem
             yield builder.Row(identifier, identifier, image_path(release, path, image["file_name"]), where, fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: no complete list of annotations ({error!r}); download it again") from error
+
+
+def image_boxes(where: str, corners: Any) -> np.ndarray:
+    """The boxes of an image, f32[N,4]."""
+    try:
+        return annotations.xyxy_to_boxes(corners)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def outline(where: str, points: Any) -> np.ndarray:
+    """The points of a polygon, f32[N,2] x, y; raises InputError unless they are three or more within the image."""
+    found = np.asarray(points, np.float32)
+    slack = builder.BOX_SLACK
+    if found.ndim != 2 or found.shape[1] != 2 or len(found) < 3:
+        raise InputError(f"{where}: a polygon of the shape {list(found.shape)}, expected [3 or more, 2]")
+    if not ((found >= -slack) & (found <= FRAME + slack)).all():
+        raise InputError(f"{where}: a polygon leaves the image of {FRAME} x {FRAME} pixels; download the file again")
+    return found
 
 
 def image_labels(where: str, findings: list[str], release: str) -> np.ndarray:

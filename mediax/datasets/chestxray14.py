@@ -186,9 +186,9 @@ def read_lists(lists: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
     for split, path in lists.items():
         if not path.is_file():
             raise InputError(f"chestxray14: the list {path} of the official splits is absent; download it too")
-        for number, name in enumerate(path.read_text().split("\n"), 1):
+        for number, name in enumerate(raw_files.read_lines(path), 1):
             where = f"{path}, line {number}"
-            if (name := name.strip()) and homes.setdefault(name, (split, where))[1] != where:
+            if name and homes.setdefault(name, (split, where))[1] != where:
                 raise InputError(f"{where}: {name} was listed before, by {homes[name][1]}; download the lists again")
     return homes
 
@@ -202,6 +202,8 @@ def read_boxes(path: Path) -> dict[str, Boxes]:
             raise InputError(f"{where}: the finding is {line['finding']!r}: {hint}")
         corners = [builder.number(where, line, column) for column in BOX_COLUMNS[2:]]
         boxes.setdefault(line["image"], []).append((where, line["finding"], corners))
+    found = [(name, finding, *corners) for name, marked in boxes.items() for _, finding, corners in marked]
+    raw_files.report_repeated(path, "boxes", found)
     return boxes
 
 
@@ -248,8 +250,11 @@ def entry_row(release: Release, where: str, line: Mapping[str, str], boxes: Boxe
 
 
 def pair(where: str, line: Mapping[str, str], row: str, column: str) -> np.ndarray:
-    """Two numbers of a line as f32[2]: of the image's rows, of its columns."""
-    return np.float32([builder.number(where, line, row), builder.number(where, line, column)])
+    """Two numbers of a line as f32[2]: of the image's rows, of its columns; InputError unless they are positive."""
+    values = np.float32([builder.number(where, line, row), builder.number(where, line, column)])
+    if (values <= 0).any() or np.isinf(values).any():
+        raise InputError(f"{where}: {row} is {line[row]!r}, {column} is {line[column]!r}; expected positive numbers")
+    return values
 
 
 def parse_findings(where: str, text: str) -> np.ndarray:

@@ -41,7 +41,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mediax import builder, catalog, images, rle
+from mediax import builder, catalog, images, raw_files, rle
 from mediax.errors import InputError
 from mediax.phantoms import chest
 
@@ -62,7 +62,7 @@ SOURCE = builder.Source(
     tree="""
 OriginalResolution/ChestX-Ray8.csv    CheXpert.csv, MIMIC-CXR-JPG.csv, VinDr-CXR.csv, Padchest.csv; .csv.gz too
 Preprocessed/ChestX-Ray8.csv          needed for tables="preprocessed"
-../chestxray14/images/*.png  ../chestxray14/test_list.txt       beside it: the images of the source
+../chestxray14/images/*.png  ../chestxray14/*_list.txt          beside it: the images of the source
 ../chexpert/CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg
 ../mimic_cxr/files/p10/p10000032/s50414267/*.jpg  ../mimic_cxr/mimic-cxr-2.0.0-split.csv.gz
 ../vinbigdata/train/*.dicom  ../vinbigdata/test/*.dicom
@@ -234,11 +234,11 @@ def read_lines(table: Path, file: IO[bytes], required: Sequence[str]) -> Iterato
 
     csv.field_size_limit(2**30)  # the run lengths of a large image may exceed the module's default
     cells = csv.reader(counted())
-    header = [name.strip() for name in next(cells, [])]
-    if missing := [name for name in required if name not in header]:
-        raise InputError(f"{table}: columns {missing} are missing; found {header}")
-    start = place
     try:
+        header = [name.strip() for name in next(cells, [])]
+        if missing := [name for name in required if name not in header]:
+            raise InputError(f"{table}: columns {missing} are missing; found {header}")
+        start = place
         for row in cells:
             where = f"{table}, line {cells.line_num}"
             if len(row) not in (0, len(header)):
@@ -275,6 +275,8 @@ def parse_landmarks(where: str, text: str) -> np.ndarray:
         points = np.array(numbers, np.float32).reshape(POINTS, 2)
     except ValueError:
         raise InputError(f"{where}: {len(numbers)} words in Landmarks, expected {2 * POINTS} numbers") from None
+    if not np.isfinite(points).all():
+        raise InputError(f"{where}: Landmarks hold numbers that are not finite; download the table again")
     return points
 
 
@@ -356,11 +358,20 @@ def chestxray14_images(root: Path) -> Callable[[str], Image] | None:
     tests = first_match(root, "test_list.txt", "*/test_list.txt")
     if tests is None:
         raise InputError(f"chexmask: {root} holds no test_list.txt, which tells ChestX-ray14's official test set")
-    names = set(tests.read_text().split())
+    homes = dict.fromkeys(filter(None, raw_files.read_lines(tests)), "test")
+    trains = tests.with_name("train_val_list.txt")
+    if trains.is_file():
+        homes |= dict.fromkeys(filter(None, raw_files.read_lines(trains)), "train")
+    else:
+        logging.warning("chexmask: no %s: images that the %d names of %s lack train", trains, len(homes), tests)
     home = next(iter(files.values())).parent
-    return lambda name: Image(
-        files.get(name.lower(), home / name), name.partition("_")[0], "test" if name in names else "train"
-    )
+
+    def locate(name: str) -> Image:
+        if name not in homes and trains.is_file():
+            raise InputError(f"{name} is in neither {tests} nor {trains}; download these lists again")
+        return Image(files.get(name.lower(), home / name), name.partition("_")[0], homes.get(name, "train"))
+
+    return locate
 
 
 def chexpert_images(root: Path) -> Callable[[str], Image] | None:
@@ -573,6 +584,7 @@ def write_side_tables(root: Path, source: str, ids: Sequence[str], count: int) -
     if source == "chestxray14":
         tests = [name for number, name in enumerate(ids) if is_test(number, count)]
         (root / "test_list.txt").write_text("\n".join(tests))
+        (root / "train_val_list.txt").write_text("\n".join(name for name in ids if name not in tests))
     elif source == "mimic_cxr":
         splits = ["test" if is_test(n, count) else "validate" if n < count // 6 else "train" for n in range(count)]
         rows = [

@@ -18,12 +18,13 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mediax import builder, catalog, images, label_states
 from mediax.errors import InputError
@@ -78,6 +79,7 @@ TABLES = {
 }
 SEARCHED = re.compile(r"chexpert.*|chexlocalize.*|train|valid|val|test", re.IGNORECASE)
 PATIENT = re.compile(r"patient\d+")
+SEXES, PROJECTIONS = ("Female", "Male", "Unknown", ""), ("AP", "PA", "LL", "RL", "")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -134,13 +136,17 @@ class Builder(builder.Builder):
     def rows(self, release):
         splits: dict[str, list[builder.Row]] = {"train": [], "tuning": [], "valid": [], "test": []}
         for split, table in release.tables.items():
-            for row in self.table_rows(release, table):
+            rows = list(self.table_rows(release, table))
+            report_unlisted(table, {row.image for row in rows}, self.workers)
+            for row in rows:
+                if self.builder_config.views not in ("all", row.fields["view"]):
+                    continue
                 tuning = split == "train" and builder.held_out(row.patient_id, 0.05, salt="chexpert/tuning")
                 splits["tuning" if tuning else split].append(row)
         return splits
 
     def table_rows(self, release: Release, table: Path) -> Iterator[builder.Row]:
-        """The rows of one table that show a chosen view."""
+        """The rows of one table, of all views."""
         kept = [CLASSES.index(name) for name in CLASS_SETS[self.builder_config.classes]]
         lines, states = read_labels(table)
         for (where, line), labels in zip(lines, states):
@@ -149,16 +155,27 @@ class Builder(builder.Builder):
                 view = (line.get("Frontal/Lateral") or path.stem.rpartition("_")[2]).lower()
                 if view not in ("frontal", "lateral"):
                     raise InputError(f"{where}: the view is {view!r}, expected Frontal or Lateral")
-                if self.builder_config.views in ("all", view):
-                    fields = {
-                        "labels": labels[kept],
-                        "study_id": f"{patient}_{study}",
-                        "view": view,
-                        "projection": line.get("AP/PA", ""),
-                        "sex": line.get("Sex") or "Unknown",
-                        "age": builder.number(where, line, "Age"),
-                    }
-                    yield builder.Row(f"{patient}_{study}_{path.stem}", patient, path, where, fields)
+                if line.get("Sex", "") not in SEXES or line.get("AP/PA", "") not in PROJECTIONS:
+                    found = f"Sex {line.get('Sex', '')!r}, AP/PA {line.get('AP/PA', '')!r}"
+                    raise InputError(f"{where}: {found}; expected {' or '.join(SEXES)}, {' or '.join(PROJECTIONS)}")
+                fields = {
+                    "labels": labels[kept],
+                    "study_id": f"{patient}_{study}",
+                    "view": view,
+                    "projection": line.get("AP/PA", ""),
+                    "sex": line.get("Sex") or "Unknown",
+                    "age": builder.number(where, line, "Age"),
+                }
+                yield builder.Row(f"{patient}_{study}_{path.stem}", patient, path, where, fields)
+
+
+def report_unlisted(table: Path, listed: Collection[Path], workers: int) -> None:
+    """Logs how many images lie beside the listed ones, or beside their patients, that no line of the table names."""
+    homes = {path.parents[2] for path in listed if path.is_file()}
+    patients = [Path(entry.path) for home in homes for entry in os.scandir(home) if PATIENT.fullmatch(entry.name)]
+    views = builder.in_order(lambda folder: list(folder.glob("study*/view*_*.[jJ][pP][gG]")), patients, workers)
+    if unlisted := [path for found in views for path in found if path not in listed]:
+        logging.warning("chexpert: left out %d images that %s does not list", len(unlisted), table)
 
 
 def search(folder: Path, files: dict[str, list[Path]], patients: dict[str, list[Path]], depth: int = 5) -> None:

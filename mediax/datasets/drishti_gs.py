@@ -19,7 +19,6 @@ without both it is unknown. The field of view is computed by `annotations.field_
 """
 
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +27,6 @@ import numpy as np
 import openpyxl
 import tensorflow_datasets as tfds
 from absl import logging
-from openpyxl.utils.exceptions import InvalidFileException
 
 from mediax import annotations, builder, catalog, images, photographs
 from mediax.errors import InputError
@@ -173,7 +171,7 @@ def read_diagnosis(path: Path) -> dict[str, int]:
     """Reads the table of diagnoses: key of the image -> 1 glaucoma, 0 normal; rows above the header are passed over."""
     try:
         rows = list(openpyxl.load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, InvalidFileException) as error:
+    except Exception as error:  # whatever a damaged file makes openpyxl and the parsers below it stumble over
         raise InputError(f"{path}: no readable Excel file ({error}); download it again") from error
     texts = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
     header = next((number for number, row in enumerate(texts) if "Drishti-GS File" in row and "Total" in row), None)
@@ -182,6 +180,7 @@ def read_diagnosis(path: Path) -> dict[str, int]:
     name_column, total_column = texts[header].index("Drishti-GS File"), texts[header].index("Total")
     labels: dict[str, int] = {}
     for number, row in enumerate(texts[header + 1 :], header + 2):
+        row += [""] * (len(texts[header]) - len(row))
         # The names end in a stray character.
         if not (name := re.match(r"drishtiGS_\d{3}", row[name_column], re.IGNORECASE)):
             continue

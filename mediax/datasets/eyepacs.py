@@ -101,7 +101,8 @@ class Builder(builder.Builder):
         found = {split: Files(choose(tables[split]), folders[split]) for split in tables if folders[split]}
         found = {split: files for split, files in found.items() if files.table}
         for split in sorted(tables.keys() - found.keys()) if found else ():
-            logging.info("eyepacs: no %s images, for their table or their folder is not in %s", split, folder)
+            counts = len(tables[split]), len(folders[split])
+            logging.warning("eyepacs: no %s images: %d tables and %d folders of them in %s", split, *counts, folder)
         return found or None
 
     def rows(self, found):

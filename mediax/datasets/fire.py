@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mediax import annotations, builder, catalog, images, photographs
 from mediax.errors import InputError
@@ -79,6 +80,8 @@ class Builder(builder.Builder):
         for kind in ("control points", "moving image"):
             photographs.check_pictures(references, found[kind])
             photographs.partners(kind, references, found[kind])
+        if not field_of_view(next(iter(references.values()))):
+            logging.info("fire: no Masks/mask.png: the fields of view of %d pairs are computed", len(references))
         patients = shared_photographs({key: (references[key], moving[key]) for key in references})
         return {
             "test": [
@@ -88,8 +91,7 @@ class Builder(builder.Builder):
         }
 
     def _row(self, pair: str, patient: str, image: Path, moving: Path, points: Path) -> builder.Row:
-        mask = image.parents[1] / "Masks" / "mask.png"
-        files = {"moving": moving, "points": points, "field_of_view": mask if mask.is_file() else None}
+        files = {"moving": moving, "points": points, "field_of_view": field_of_view(image)}
         fields = files | {"category": pair[0], "points_wrong": pair in WRONG}
         return builder.Row(pair, patient, image, str(points), fields)
 
@@ -120,6 +122,12 @@ class Builder(builder.Builder):
         data = path.read_bytes()
         kept = not {"size", "encoding"} & set(self.builder_config.chosen()) and images.is_plain(data, self.CHANNELS)
         return data if kept else self.encode(self.fit(pixels).image(pixels))
+
+
+def field_of_view(image: Path) -> Path | None:
+    """The one mask that the dataset ships, if it is there."""
+    mask = image.parents[1] / "Masks" / "mask.png"
+    return mask if mask.is_file() else None
 
 
 def shared_photographs(pairs: Mapping[str, tuple[Path, Path]]) -> dict[str, str]:

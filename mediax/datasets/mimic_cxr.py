@@ -131,12 +131,13 @@ class Builder(builder.Builder):
         studies = read_states(tables[config.labeler], CLASS_SETS[config.classes])
         projections = read_projections(tables["metadata"])
         splits: dict[str, list[builder.Row]] = {split: [] for split in SPLITS}
-        unlabelled = set()
+        unlabelled, listed = set(), set()
         for where, line in builder.read_table(
             tables["split"], required=("dicom_id", "study_id", "subject_id", "split")
         ):
             if line["split"] not in SPLITS:
                 raise InputError(f"{where}: split is {line['split']!r}: {catalog.suggestion(line['split'], SPLITS)}")
+            listed.add(line["dicom_id"])
             if line["dicom_id"] not in projections:
                 raise InputError(f"{where}: {line['dicom_id']} is not in {tables['metadata']}; download both again")
             projection = projections[line["dicom_id"]]
@@ -150,6 +151,11 @@ class Builder(builder.Builder):
             fields["labels"] = study_labels(where, line, studies)
             path = image_path(tables["split"].parent, line)
             splits[line["split"]].append(builder.Row(line["dicom_id"], line["subject_id"], path, where, fields))
+        if unlisted := projections.keys() - listed:
+            raise InputError(
+                f"{tables['split']}: {min(unlisted)} is absent, as are {len(unlisted)} images of "
+                f"{tables['metadata']} in all; download both again"
+            )
         if unlabelled:
             logging.warning(
                 "mimic_cxr: left out %d studies that %s does not label", len(unlabelled), tables[config.labeler]

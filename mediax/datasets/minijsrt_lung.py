@@ -53,7 +53,8 @@ class Builder(builder.Builder):
         return splits
 
     def annotations(self, row, pixels):
-        return {"masks": (minijsrt.read_label(row.fields["label"], *pixels.shape[:2]) > 127).astype(np.uint8)}
+        label = minijsrt.read_label(row.fields["label"], *pixels.shape[:2])
+        return {"masks": images.to_mask(label, str(row.fields["label"]))}
 
 
 def classes(config=None, **_) -> tuple[str, ...]:

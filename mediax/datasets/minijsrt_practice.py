@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mediax import builder, dicom, images, minijsrt
 
@@ -68,6 +69,7 @@ class Builder(builder.Builder):
     def rows(self, folder):
         suffixes = FORMATS[self.builder_config.format][1]
         paths = [path for path in minijsrt.list_images(folder) if path.suffix.lower() in suffixes]
+        logging.info("%s: %d images", folder, len(paths))
         names = [(minijsrt.identify(path.stem), path) for path in paths]
         return {"unsplit": [builder.Row(name, name, path, str(path)) for name, path in names]}
 

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mediax import builder, catalog, images
+from mediax import builder, catalog, images, raw_files
 from mediax.errors import InputError
 from mediax.phantoms import chest
 
@@ -143,6 +143,7 @@ def check_listed(table: Path, nodules: Mapping[str, Nodules], files: Mapping[str
             f"is the table complete? If it is, remove these images."
         )
     logging.info("node21: %d images, %d with nodules", len(nodules), sum(bool(row.boxes) for row in nodules.values()))
+    raw_files.report_repeated(table, "nodules", [(name, *box) for name, row in nodules.items() for box in row.boxes])
 
 
 def assign(nodules: Mapping[str, Nodules], seed: int) -> dict[str, str]:

@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from PIL import Image
 
 from mediax import annotations, builder, catalog, images, raw_files
@@ -67,6 +68,7 @@ LISTS = {"tbx11k": "TBX11K", "all": "all"}
 CATEGORIES = {"ActiveTuberculosis": 0, "ObsoletePulmonaryTuberculosis": 1}  # to BOX_CLASSES
 FRAME = 512  # the side of the distributed images, whose pixels are the unit of the COCO files
 HEALTHY, SICK, TUBERCULOUS = 0, 1, 2  # places in CLASSES
+FOLDERS = {"health": HEALTHY, "sick": SICK, "tb": TUBERCULOUS}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -109,11 +111,23 @@ class Builder(builder.Builder):
 
     def rows(self, root):
         prefix = LISTS[self.builder_config.sources]
-        return {split: [entry_row(root, entry) for entry in entries(root, prefix, split)] for split in SPLITS}
+        splits = {split: [entry_row(root, entry) for entry in entries(root, prefix, split)] for split in SPLITS}
+        report(root, [row for rows in splits.values() for row in rows])
+        return splits
 
     def annotations(self, row, pixels):
         height, width = pixels.shape[:2]
         return row.fields | {"boxes": row.fields["boxes"] * np.float32([height, width, height, width])}
+
+
+def report(root: Path, rows: Sequence[builder.Row]) -> None:
+    """Logs what else might be missing: images that no list names, and tuberculosis without a box."""
+    listed = {row.image for row in rows}
+    named = [path for kind in FOLDERS for path in (root / "imgs" / kind).glob("*.png")]
+    if unlisted := sum(path not in listed for path in named):
+        logging.warning("tbx11k: left out %d of %d images that no list names", unlisted, len(named))
+    if unboxed := [row.id for row in rows if not row.fields["boxes_known"]]:
+        logging.info("tbx11k: %d images of tuberculosis without boxes, %s for one", len(unboxed), unboxed[0])
 
 
 def entries(root: Path, prefix: str, split: str) -> Iterable[Entry]:
@@ -141,19 +155,32 @@ def read_coco(path: Path) -> Iterator[Entry]:
                 raise InputError(f"{where}: no image has the id {box['image_id']}; download the file again")
             category = category_of(where, categories.get(box["category_id"], box["category_id"]))
             boxes[box["image_id"]].append((category, box["bbox"]))
+        marks = [(box["image_id"], box["category_id"], *box["bbox"]) for box in content["annotations"]]
+        raw_files.report_repeated(path, "boxes", map(str, marks))
         for image in content["images"]:
             found, side = boxes[image["id"]], np.float32([image["height"], image["width"]])
-            corners = annotations.xywh_to_boxes([corners for _, corners in found]) / np.tile(side, 2)
             labels = np.int32([category for category, _ in found])
-            yield Entry(image["file_name"], f"{path}, image {image['file_name']}", corners, labels)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            where = f"{path}, image {image['file_name']}"
+            if not (side > 0).all():
+                raise InputError(f"{where}: {image['width']} x {image['height']} pixels; download the file again")
+            corners = image_boxes(where, [corners for _, corners in found]) / np.tile(side, 2)
+            yield Entry(str(image["file_name"]), where, corners, labels)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: no complete COCO file ({error!r}); download it again") from error
+
+
+def image_boxes(where: str, corners: Sequence[Sequence[float]]) -> np.ndarray:
+    """The boxes of an image, f32[N,4]."""
+    try:
+        return annotations.xywh_to_boxes(corners)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def read_list(root: Path, names: Path) -> Iterator[Entry]:
     """Reads a list of images and the XML file of each tuberculous one that has any."""
-    for number, name in enumerate(names.read_text().splitlines(), 1):
-        if name := name.strip():
+    for number, name in enumerate(raw_files.read_lines(names), 1):
+        if name:
             table = root / "annotations/xml" / f"{PurePosixPath(name).stem}.xml"
             boxed = name.startswith("tb/") and table.is_file()
             yield Entry(name, f"{names}, line {number}", *(read_xml(table) if boxed else read_boxes([])))
@@ -171,7 +198,7 @@ def read_xml(path: Path) -> tuple[np.ndarray, np.ndarray]:
             if not thin and not int(item.findtext("difficult")):
                 boxes.append((category_of(f"{path}, object {number}", item.findtext("name")), corners - 1))
         return read_boxes(boxes)
-    except (OSError, ElementTree.ParseError, ValueError, TypeError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, TypeError, ArithmeticError) as error:
         raise InputError(
             f"{path}: no complete annotation in Pascal VOC's format ({error}); download it again"
         ) from error
@@ -208,9 +235,10 @@ def entry_row(root: Path, entry: Entry) -> builder.Row:
 def kind_of(entry: Entry) -> int:
     """Healthy, sick or tuberculous, by the folder, in `extra` by the name: n11, nx11, CHNCXR_0001_0 are healthy."""
     name = PurePosixPath(entry.name)
-    folders = {"health": HEALTHY, "sick": SICK, "tb": TUBERCULOUS}
-    if name.parts[0] in folders:
-        return folders[name.parts[0]]
+    if not name.stem:
+        raise InputError(f"{entry.where}: {entry.name!r} is no file name; expected one as health/h0001.png")
+    if name.parts[0] in FOLDERS:
+        return FOLDERS[name.parts[0]]
     if name.parts[0] == "extra" and name.stem.startswith(("CHNCXR_", "MCUCXR_")) and name.stem[-2:] in ("_0", "_1"):
         return TUBERCULOUS if name.stem.endswith("_1") else HEALTHY
     if name.parts[0] == "extra" and name.stem[0] in "np":

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mediax import annotations, builder, catalog, vocabulary
+from mediax import annotations, builder, catalog, raw_files, vocabulary
 from mediax.errors import InputError
 from mediax.phantoms import chest
 
@@ -164,6 +164,7 @@ class Builder(builder.Builder):
             readings = read_physionet(boxes, labels) if labels else read_kaggle(boxes)
             files = image_files(release.folder / official)
             check_listed(boxes, readings, files)
+            report_repeated(boxes, readings)
             for name, reading in readings.items():
                 path = files.get(name, release.folder / official / f"{name}.dicom")
                 split = self.split_of(official, name)
@@ -200,9 +201,12 @@ def find_physionet(folder: Path) -> Release | None:
         for annotated in sorted(folder.glob(f"{place}annotations")):
             tables = {}
             for split in ("train", "test"):
-                pair = [next(annotated.glob(f"{kind}_{split}.csv*"), None) for kind in ("annotations", "image_labels")]
+                names = [f"{kind}_{split}.csv" for kind in ("annotations", "image_labels")]
+                pair = [next(annotated.glob(f"{name}*"), None) for name in names]
                 if all(pair):
                     tables[split] = tuple(pair)
+                elif any(pair) or (annotated.parent / split).is_dir():
+                    raise InputError(f"vinbigdata: {annotated} lacks {' or '.join(names)}; complete the download")
             if tables:
                 return Release(annotated.parent, tables)
     return None
@@ -221,6 +225,16 @@ def check_listed(table: Path, readings: Mapping[str, Reading], files: Mapping[st
             f"{table}: no line names {files[extra[0]]}, nor {len(extra) - 1} other images beside it; is the table "
             f"complete? If it is, remove these images."
         )
+
+
+def report_repeated(table: Path, readings: Mapping[str, Reading]) -> None:
+    """Logs how many boxes a reader drew twice."""
+    marks = [
+        (name, *mark[:2], *mark[2])
+        for name, reading in readings.items()
+        for mark in zip(reading.box_readers, reading.box_labels, reading.boxes)
+    ]
+    raw_files.report_repeated(table, "boxes", marks)
 
 
 def read_kaggle(table: Path) -> dict[str, Reading]:
@@ -288,7 +302,7 @@ canonical_name = functools.cache(vocabulary.canonical)
 
 def reader_number(where: str, text: str) -> int:
     """8 for "R8", 0 where no reader is named."""
-    if text and not (text[0] == "R" and text[1:].isdecimal() and int(text[1:])):
+    if text and not (text[0] == "R" and text[1:].isdecimal() and 0 < int(text[1:]) < 1000):
         raise InputError(f"{where}: rad_id is {text!r}, expected R1, R2, ...")
     return int(text[1:]) if text else CONSENSUS
 

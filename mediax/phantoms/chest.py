@@ -12,8 +12,8 @@ import numpy as np
 
 from mediax.errors import InputError
 from mediax.phantoms import chest_findings, chest_lateral
+from mediax.phantoms.canvas import Canvas, posed_canvas
 from mediax.phantoms.chest_anatomy import FrontalAnatomy
-from mediax.phantoms.chest_canvas import Canvas, posed_canvas
 from mediax.phantoms.chest_detector import Acquisition, develop, exposed_area, sample_acquisition
 from mediax.phantoms.chest_frontal import FrontalScene
 from mediax.phantoms.chest_lateral import LateralAnatomy, LateralScene

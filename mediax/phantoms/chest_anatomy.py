@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mediax.phantoms.chest_canvas import ellipse, ribbon, smooth
+from mediax.phantoms.canvas import ellipse, ribbon, smooth
 from mediax.phantoms.chest_patient import Build, Patient
 
 TEMPLATE_WIDTH, TEMPLATE_HEIGHT = 284.0, 275.0

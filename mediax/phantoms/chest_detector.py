@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mediax.phantoms.chest_canvas import Canvas
+from mediax.phantoms.canvas import Canvas
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mediax.phantoms.canvas import ellipse, smooth
 from mediax.phantoms.chest_anatomy import FrontalAnatomy
-from mediax.phantoms.chest_canvas import ellipse, smooth
 from mediax.phantoms.chest_frontal import FrontalScene
 from mediax.phantoms.chest_scene import Lesion, Scene
 

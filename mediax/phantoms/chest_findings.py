@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mediax.phantoms.canvas import ribbon, smooth
 from mediax.phantoms.chest_anatomy import SIDES
-from mediax.phantoms.chest_canvas import ribbon, smooth
 from mediax.phantoms.chest_devices import support_devices
 from mediax.phantoms.chest_frontal import FrontalScene
 from mediax.phantoms.chest_scene import Lesion, Scene, largest_part, visible_extent

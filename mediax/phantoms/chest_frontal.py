@@ -4,8 +4,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mediax.phantoms.canvas import Canvas, edges, ellipse, ribbon
 from mediax.phantoms.chest_anatomy import SIDES, FrontalAnatomy
-from mediax.phantoms.chest_canvas import Canvas, edges, ellipse, ribbon
 from mediax.phantoms.chest_scene import Lesion, Scene, rounded
 
 # Opacity (the natural logarithm of the weakening) of the whole trunk, and what each part adds or takes.

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mediax.phantoms.canvas import Canvas, edges, ellipse, ribbon, smooth
 from mediax.phantoms.chest_anatomy import TEMPLATE_HEIGHT, TEMPLATE_WIDTH
-from mediax.phantoms.chest_canvas import Canvas, edges, ellipse, ribbon, smooth
 from mediax.phantoms.chest_devices import draw_device
 from mediax.phantoms.chest_findings import consolidation, nodule
 from mediax.phantoms.chest_patient import Build, Patient

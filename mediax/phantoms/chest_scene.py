@@ -6,7 +6,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from mediax.phantoms.chest_canvas import Canvas, upright_canvas
+from mediax.phantoms.canvas import Canvas, upright_canvas
 
 VISIBLE = 0.3  # share of a lesion's strongest opacity that still counts as its extent
 

@@ -103,13 +103,18 @@ def _vessels(person_seed: int, side: str, disc: tuple[float, float]) -> tuple[Ve
 
 def round_outline(rng: np.random.Generator, unevenness: float, samples: int = 72) -> np.ndarray:
     """A circle f64[N,2] of radius about 1 with smooth unevenness."""
-    circle, waves = _circle(samples)
     strength, phase = rng.normal(0, unevenness, 4), rng.uniform(0, 2 * np.pi, 4)
-    return circle * (1 + strength @ np.cos(waves + phase[:, None]))[:, None]
+    return unit_circle(samples) * (1 + strength @ np.cos(_waves(samples) + phase[:, None]))[:, None]
 
 
 @lru_cache(maxsize=8)
-def _circle(samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The unit circle f64[N,2], and 2 to 5 times its angle f64[4,N]."""
+def unit_circle(samples: int) -> np.ndarray:
+    """f64[N,2]; shared, so not to be written to."""
     angle = np.linspace(0, 2 * np.pi, samples, endpoint=False)
-    return np.column_stack([np.cos(angle), np.sin(angle)]), np.arange(2, 6)[:, None] * angle
+    return np.column_stack([np.cos(angle), np.sin(angle)])
+
+
+@lru_cache(maxsize=8)
+def _waves(samples: int) -> np.ndarray:
+    """2 to 5 times the circle's angle, f64[4,N]."""
+    return np.arange(2, 6)[:, None] * np.linspace(0, 2 * np.pi, samples, endpoint=False)

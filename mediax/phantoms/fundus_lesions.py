@@ -16,7 +16,7 @@ from mediax.errors import InputError
 from mediax.phantoms.fundus_anatomy import DISC_CENTRE
 
 GRADES = range(5)
-MIDDLE = np.array([1.5, 0.0])  # mm from the fovea: where the four quadrants meet
+MIDDLE = np.array([2.0, 0.0])  # mm from the fovea, on the way to the disc: where the four quadrants meet
 QUADRANTS = ((1, -1), (1, 1), (-1, -1), (-1, 1))  # (nasal or temporal, superior or inferior): signs of x and y
 MANY = 20  # haemorrhages in a quadrant that a severe eye exceeds
 
@@ -115,8 +115,10 @@ class _Sampler:
     def severe(self) -> tuple[Lesion, ...]:
         """At least one sign of three: haemorrhages in all quadrants, venous beading in two, an abnormality."""
         rng = self.rng
-        signs = rng.random(3) < (0.6, 0.35, 0.35)
-        signs[int(rng.integers(3))] = True
+        room = self._quadrants_with_room()
+        possible = np.array([len(room) == 4, len(room) >= 2, True])
+        signs = (rng.random(3) < (0.6, 0.35, 0.35)) & possible
+        signs[rng.choice(np.flatnonzero(possible))] = True
         lesions = self.microaneurysms(int(rng.integers(15, 40)))
         if signs[0]:
             for quadrant in QUADRANTS:
@@ -124,8 +126,8 @@ class _Sampler:
         else:
             lesions += self.haemorrhages(int(rng.integers(15, 45)))
         if signs[1]:
-            for index in rng.permutation(4)[: int(rng.integers(2, 4))]:
-                lesions += (self._lesion(BEADING, 1.0, QUADRANTS[index]),)
+            for index in rng.permutation(len(room))[: int(rng.integers(2, 4))]:
+                lesions += (self._lesion(BEADING, 1.0, room[index]),)
         if signs[2]:
             lesions += self._several(ABNORMALITY, int(rng.integers(1, 3)), (0.25, 0.45))
         return lesions + self.exudates(int(rng.integers(0, 5))) + self.soft_exudates(int(rng.integers(0, 5)))
@@ -194,6 +196,13 @@ class _Sampler:
             f"sample_lesions: found no room for a {kind} in quadrant {quadrant} within {self.radius:g} mm of"
             f" {tuple(self.centre.tolist())}; expected a field that holds all quadrants. Widen the field of view."
         )
+
+    def _quadrants_with_room(self) -> list[tuple[int, int]]:
+        """The quadrants that more than a token part of the circle lies in."""
+        circle = np.mgrid[-1:1:20j, -1:1:20j].reshape(2, -1)
+        circle = circle[:, np.hypot(*circle) < 1]
+        x, y = self.radius * circle + (self.centre - MIDDLE)[:, None]
+        return [(right, down) for right, down in QUADRANTS if ((x * right > 0) & (y * down > 0)).sum() > 15]
 
     def _is_allowed(self, place: np.ndarray) -> bool:
         inside = np.hypot(*(place - self.centre)) < self.radius

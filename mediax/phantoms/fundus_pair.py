@@ -51,7 +51,7 @@ class Pair:
     reference: Fundus
     moving: Fundus
     category: str
-    reference_points: np.ndarray  # f64[10,2], (x, y) of forks of vessels that both show
+    reference_points: np.ndarray  # f64[10,2], (x, y) on vessels that both show, mostly forks
     moving_points: np.ndarray  # f64[10,2], the same places in the moving photograph
     transform: Transform  # from the moving photograph to the reference
     overlap: float  # share of the reference's field that the moving one shows
@@ -92,7 +92,8 @@ def pair(
 
     `category` is "S" (overlap above 75 %), "P" (below) or "A" (above, and lesions have come between the visits; `grade`
     is that of the second). `shift_mm` on the retina, `rotation_degrees` and `zoom` prescribe the motion; the reference
-    stays the same. The rest is as in `photograph`. Raises InputError on an unknown category or if fewer than ten forks lie in both views.
+    stays the same. The rest is as in `photograph`. Raises InputError on an unknown category, or if the two views show
+    hardly a vessel in common.
     """
     if category not in CATEGORIES:
         raise InputError(f"category: found {category!r}, expected one of {list(CATEGORIES)}.")
@@ -119,28 +120,40 @@ def pair(
 
 def _paired(reference: Fundus, moving: Fundus, category: str, eye: Eye) -> Pair:
     transform = Transform(moving.view, reference.view)
-    forks = np.array([vessel.points[0] for vessel in eye.vessels if vessel.order > 0 and vessel.widths[0] > 0.03])
-    forks = forks[np.hypot(*(forks - eye.disc_centre).T) > 1.0]  # what leaves the disc forks from nothing in sight
-    visible = [_in_mask(fundus.masks["Field of View"], fundus.view.pixels(forks)) for fundus in (reference, moving)]
-    forks = _spread(forks[visible[0] & visible[1]], CONTROL_POINTS)
+    places = _spread(_landmarks_of_both(reference, moving, eye), CONTROL_POINTS)
     field = reference.masks["Field of View"]
     seen = transform.inverse.resample(moving.masks["Field of View"].astype(np.float32)) > 0.5
     overlap = float((seen & field).sum() / field.sum())
-    points = reference.view.pixels(forks), moving.view.pixels(forks)
+    points = reference.view.pixels(places), moving.view.pixels(places)
     return Pair(reference, moving, category, *points, transform, overlap)
 
 
-def _in_mask(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """bool[N]: which (x, y) lie on a mask."""
-    x, y = np.floor(points).astype(int).T
-    inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
-    return inside & mask[np.where(inside, y, 0), np.where(inside, x, 0)]
+def _landmarks_of_both(reference: Fundus, moving: Fundus, eye: Eye) -> np.ndarray:
+    """Forks of vessels that both photographs show, f64[N,2] in mm; where they are too few, other places on vessels."""
+    branches = [vessel for vessel in eye.vessels if vessel.order > 0]
+    forks = np.array([vessel.points[0] for vessel in branches if vessel.widths[0] > 0.03])
+    forks = forks[np.hypot(*(forks - eye.disc_centre).T) > 1.0]  # what leaves the disc forks from nothing in sight
+    forks = forks[_is_shown(reference, forks) & _is_shown(moving, forks)]
+    if len(forks) >= CONTROL_POINTS:
+        return forks
+    others = np.concatenate([vessel.points for vessel in eye.vessels])
+    return np.concatenate([forks, others[_is_shown(reference, others) & _is_shown(moving, others)]])
+
+
+def _is_shown(photo: Fundus, places: np.ndarray) -> np.ndarray:
+    """bool[N]: which places (x, y) of the retina, in mm, lie in a photograph's field."""
+    field = photo.masks["Field of View"]
+    x, y = np.floor(photo.view.pixels(places)).astype(int).T
+    inside = (x >= 0) & (y >= 0) & (x < field.shape[1]) & (y < field.shape[0])
+    return inside & field[np.where(inside, y, 0), np.where(inside, x, 0)]
 
 
 def _spread(points: np.ndarray, count: int) -> np.ndarray:
     """`count` of the points f[N,2], each the farthest from those before it."""
     if len(points) < count:
-        raise InputError(f"pair: found {len(points)} forks in both views, expected {count}; shift the view by less.")
+        raise InputError(
+            f"pair: found {len(points)} places on vessels in both views, expected {count}; shift the gaze by less."
+        )
     chosen = [int(np.argmin(points[:, 0]))]
     distance = np.full(len(points), np.inf)
     while len(chosen) < count:

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from mediax.phantoms import fundus_lesions as lesions_of
-from mediax.phantoms.chest_canvas import ellipse, smooth
-from mediax.phantoms.fundus_anatomy import Eye, round_outline
+from mediax.phantoms.canvas import smooth
+from mediax.phantoms.fundus_anatomy import Eye, round_outline, unit_circle
 from mediax.phantoms.fundus_lesions import MIDDLE, Lesion
 from mediax.phantoms.fundus_view import Lines, View
 
@@ -81,7 +81,7 @@ class Scene:
 
     def masks(self) -> dict[str, np.ndarray]:
         """Anatomy -> bool[H,W]."""
-        fovea = ellipse((0, 0), (0.75, 0.75))
+        fovea = 0.75 * unit_circle(40)  # mm
         outlines = {"Optic Disc": self.eye.disc, "Optic Cup": self.eye.cup, "Fovea": fovea}
         masks = {
             name: self._placed(*self.view.cover(self.view.project([outline]))) for name, outline in outlines.items()
@@ -264,7 +264,7 @@ def _flame(rng: np.random.Generator) -> list[np.ndarray]:
     shapes = []
     for across in np.linspace(-0.28, 0.28, 5):
         length = rng.uniform(0.55, 1.0) * (1 - abs(across))
-        shapes.append(ellipse((rng.normal(0, 0.16), across), (length, 0.14), samples=20))
+        shapes.append(unit_circle(20) * (length, 0.14) + (rng.normal(0, 0.16), across))
     return shapes
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mediax.phantoms.chest_canvas import smooth
+from mediax.phantoms.canvas import smooth
 
 KINDS = ("vein", "artery")
 LARGEST = {"vein": 0.17, "artery": 0.128}  # mm at the disc: a ratio of about 3 to 2

@@ -138,7 +138,7 @@ class Lines:
         self.across = along[:, ::-1] * (-1, 1) / (np.hypot(*along.T)[:, None] + 1e-9)
 
     def draw(self, values, layers=((1.0, 1.0),), least: float = 0.0) -> np.ndarray:
-        """Coverage f32[H,W] by lines with `values` in [0, 1], one for each; earlier lines lie over later ones.
+        """Coverage f32[H,W] by lines with `values` in [0, 1], one for each (0: none); earlier ones lie over later.
 
         Each of the `layers` (share of the width, share of the value) lies over the ones before; lines are at least
         `least` pixels wide.
@@ -153,7 +153,8 @@ class Lines:
             offset = self.across * reach[:, None]
             one, other = (_vertices(self.points + sign * offset, finer) for sign in (1, -1))
             for (start, end), level in zip(spans, (levels[::-1] * strength).tolist()):
-                _fill(fine, np.concatenate([one[start:end], other[start:end][::-1]]), level)
+                if level:
+                    _fill(fine, np.concatenate([one[start:end], other[start:end][::-1]]), level)
         return _averaged(fine, self.view.shape[::-1])
 
 
