@@ -119,9 +119,12 @@ def is_plain(data: bytes, channels: int) -> bool:
     try:
         with Image.open(io.BytesIO(data)) as image:
             kept = image.format in ("PNG", "JPEG") and image.mode == {1: "L", 3: "RGB"}[channels]
-            return kept and not _is_deep(image)
+            if not kept or _is_deep(image):
+                return False
     except OSError:
         return False
+    # Of a slightly damaged file Pillow may make a picture where OpenCV, by which records are decoded, makes none.
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is not None
 
 
 def read_metaimage(path: str | Path) -> tuple[np.ndarray, tuple[float, float]]:
@@ -160,6 +163,18 @@ def encode(pixels: np.ndarray, encoding: str = "png") -> bytes:
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Rounds intensities in [0, 1] to u8."""
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def to_mask(grey: np.ndarray, name: str) -> np.ndarray:
+    """What is brighter than half of the brightest pixel, u8[H,W] of 0 and 1, of grey levels u8|u16[H,W].
+
+    Raises InputError, with `name`, if more than a tenth is neither dark nor bright: a picture in the place of a mask.
+    """
+    share = grey / max(1, int(grey.max(initial=0)))
+    between = ((share > 0.25) & (share < 0.75)).mean()
+    if between > 0.1:
+        raise InputError(f"{name}: {between:.0%} of it are neither black nor white; expected a mask, not a picture")
+    return (share > 0.5).astype(np.uint8)
 
 
 def jpeg_quality(encoding: str) -> int:
@@ -292,8 +307,9 @@ def _read_picture(data: bytes) -> np.ndarray:
             return _unsigned(np.asarray(image)[..., None])
         grey = image.mode in ("1", "L", "LA")
         if not deep:
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
-            return pixels.reshape(*pixels.shape[:2], 1 if grey else 3)
+            mode = "L" if grey else "RGB"
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+            return pixels.reshape(*pixels.shape[:2], len(mode))
     if (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)) is None:
         raise ValueError("its pixels have more than 8 bits, in a form that OpenCV does not read")
     return pixels[..., 2::-1] if not grey else pixels.reshape(*pixels.shape[:2], -1)[..., :1]
