@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from absl import logging
 
 from mediax import builder, catalog, images
 from mediax.errors import InputError
@@ -108,7 +109,9 @@ def class_images(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str,
         for found in subfolders(inside(folder, split)):
             if found.name.lower() not in names:
                 raise InputError(f"{found}: no known class; expected the folders {', '.join(names)}")
-            for path in list_images(found):
+            paths = list_images(found)
+            logging.info("%s: %d images", found, len(paths))
+            for path in paths:
                 yield split, found.name.lower(), path
 
 

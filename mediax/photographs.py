@@ -98,8 +98,16 @@ def stem(path: Path) -> str:
 
 def read_mask(path: Path) -> np.ndarray:
     """Reads a mask u8[H,W] of 0 and 1, whatever it is stored as (1 bit, grey, palette, colour; white as 1 or 255)."""
-    grey = images.read(path, channels=1)[..., 0]
-    return (2 * grey.astype(np.int32) > grey.max()).astype(np.uint8)
+    return images.to_mask(images.read(path, channels=1)[..., 0], str(path))
+
+
+def check_share(mask: np.ndarray, path: Path, what: str, low: float, high: float) -> None:
+    """Raises InputError if a mask covers a smaller or larger share of its image than `what` ever does."""
+    if not low <= (share := mask.mean()) <= high:
+        raise InputError(
+            f"{path}: {share:.0%} of it are white; {what} cover {low:.0%} to {high:.0%} of an image. Is it another "
+            f"file under this name?"
+        )
 
 
 def read_numbers(path: Path, columns: int) -> np.ndarray:
@@ -197,12 +205,17 @@ class VesselBuilder(builder.Builder):
         decoded = dict(row.fields)
         unknown = np.zeros(pixels.shape[:2], np.uint8)
         for kind in ("masks", "second_masks"):
-            if kind in decoded:
-                decoded[kind] = read_mask(row.fields[kind]) if row.fields[kind] else unknown
+            if kind in decoded and row.fields[kind]:
+                decoded[kind] = read_mask(row.fields[kind])
+                check_share(decoded[kind], row.fields[kind], "vessels", 0, 0.4)
+            elif kind in decoded:
+                decoded[kind] = unknown
         if "second_masks" in decoded:
             decoded["second_valid"] = row.fields["second_masks"] is not None
         shipped = row.fields.get("field_of_view")
         decoded["field_of_view"] = read_mask(shipped) if shipped else annotations.field_of_view(pixels)
+        if shipped:
+            check_share(decoded["field_of_view"], shipped, "fields of view", 0.4, 1)
         decoded["mask_valid"] = np.array([row.fields["masks"] is not None])
         return decoded
 

@@ -3,8 +3,10 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
+
+from absl import logging
 
 from mediax.errors import InputError
 
@@ -32,3 +34,18 @@ def only(paths: list[Path], what: str) -> Path | None:
     if len(paths) > 1:
         raise InputError(f"{what} lies in {' and in '.join(map(str, paths))}: keep one of them there")
     return paths[0] if paths else None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The stripped lines of a text file; raises InputError if it cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no readable text file ({error}); download it again") from error
+
+
+def report_repeated(source: Path, what: str, items: Iterable[Hashable]) -> None:
+    """Logs how many items of a file are there twice, which a copying error can make and nothing else may notice."""
+    items = list(items)
+    if repeated := len(items) - len(set(items)):
+        logging.warning("%s: %d of %d %s are repetitions of others", source, repeated, len(items), what)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mediax import builder, catalog, vocabulary
+from mediax import builder, catalog, images, vocabulary
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
 from mediax.errors import InputError
 
@@ -80,6 +80,71 @@ def test_dataset_without_data_says_what_is_missing(dataset, tmp_path, monkeypatc
     message = str(caught.value)
     for said in (module.SOURCE.homepage, module.SOURCE.licence, module.SOURCE.download_size, str(tmp_path), ":phantom"):
         assert said in message
+
+
+def _build(module, raw, data_dir, monkeypatch, **values):
+    """The records of the first images of each split, built with the first config but for `values`, by split and id."""
+    with monkeypatch.context() as patched:
+        every = module.Builder.annotated
+        first = lambda self: {split: rows[:2] for split, rows in every(self).items()}  # noqa: E731
+        patched.setattr(module.Builder, "annotated", first)
+        config = dataclasses.replace(module.Builder.BUILDER_CONFIGS[0], name="", **values)
+        built = builder.prepare(module, data_dir=data_dir, manual_dir=raw, builder_config=config)
+    splits = builder.tfds.builder_from_directory(str(built)).info.splits
+    return {(split, record["id"]): record for split in splits for record in builder.Records(built, split)}
+
+
+def _same_place(name, native, built, fit):
+    """Whether an annotation of a built image, taken back, is that of the file, to half a pixel; it may be cut."""
+    sides = np.array([fit.height, fit.width])
+    if name.endswith("masks") or name == "field_of_view":
+        # No pixel of the file is lost where the built image is the larger one, so nothing but the cut may differ.
+        shown = fit.mask_back(np.ones((fit.size, fit.size), bool))
+        back = fit.mask_back(images.decode(built)[..., 0])
+        return np.array_equal(back, np.where(shown, images.decode(native)[..., 0], 0))
+    if name == "boxes":
+        low, high = fit.boxes_back(np.float32([[0, 0, 1, 1]])).reshape(2, 2)
+        expected = np.clip((native.reshape(-1, 2) * sides), low, high).reshape(-1, 4)
+        return np.allclose(fit.boxes_back(built), expected, rtol=0, atol=0.5)
+    return np.allclose(fit.points_back(built), native * sides, rtol=0, atol=0.5, equal_nan=True)
+
+
+@pytest.mark.parametrize("aspect", images.ASPECTS)
+def test_dataset_annotations_keep_their_places(dataset, aspect, tmp_path, monkeypatch):
+    module, raw, _ = dataset
+    size = 256  # more than the sides of the phantoms
+    native = _build(module, raw, tmp_path, monkeypatch, size=None, aspect="stretch", encoding="png")
+    fitted = _build(module, raw, tmp_path, monkeypatch, size=size, aspect=aspect, encoding="png")
+    assert native.keys() == fitted.keys()
+    for key, record in native.items():
+        height, width = record["original_size"]
+        assert images.decode(record["image"]).shape[:2] == (height, width)
+        assert images.decode(fitted[key]["image"]).shape[:2] == (size, size) and max(height, width) <= size
+        assert np.array_equal(fitted[key]["original_size"], record["original_size"])
+        fit = images.Fit(height, width, size, aspect)
+        for name, value in record.items():
+            if name in ("boxes", "polygons", "field_of_view") or name.endswith(("masks", "keypoints")):
+                assert _same_place(name, value, fitted[key][name], fit), (key, name)
+            if name == "spacing_mm":
+                assert np.allclose(fitted[key][name] * fit.scaled() / (height, width), value, rtol=1e-3, equal_nan=True)
+
+
+def test_dataset_splits_are_disjoint_by_patient(dataset, tmp_path):
+    module, raw, _ = dataset
+    default = module.Builder.BUILDER_CONFIGS[0]
+    counts = []
+    for config in module.Builder.BUILDER_CONFIGS:
+        if config.size != default.size:
+            continue  # the same rows
+        make = module.Builder(data_dir=tmp_path, manual_dir=raw, config=config)
+        try:
+            splits = make.annotated()
+        except InputError:
+            assert config is not default  # a release that the phantom did not write
+            continue
+        patients = [{row.patient_id for row in rows} for rows in splits.values()]
+        counts.append(sum(map(len, patients)) - len(set().union(*patients)))
+    assert counts and not any(counts)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -172,10 +172,11 @@ def test_bad_input_is_one_message(tmp_path, capsys, arguments, message):
     assert error.startswith("mediax: ") and message in error
 
 
-def test_data_dir_may_stand_before_the_command():
+def test_data_dir_may_stand_before_the_command(monkeypatch):
     for arguments in (["--data_dir=x", "verify", "chexpert"], ["verify", "chexpert", "--data_dir=x"]):
-        assert commands.parser().parse_args(arguments).data_dir == "x"
-    assert commands.parser().parse_args(["verify", "chexpert"]).data_dir
+        assert commands.parse(arguments)[0].data_dir == "x"
+    monkeypatch.setenv("TFDS_DATA_DIR", "y")
+    assert commands.parse(["verify", "chexpert"])[0].data_dir == commands.parse([])[0].data_dir == "y"
 
 
 def test_phantom_overwrites_nothing(folders, capsys):

@@ -30,7 +30,7 @@ HERE = f"{os.sep}mediax{os.sep}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 after bad input."""
-    arguments, options = parser().parse_known_args(argv)
+    arguments, options = parse(argv)
     speak()
     try:
         if options and arguments.run is not write_phantom:
@@ -41,12 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """The commands and their flags."""
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Reads the command line; returns the flags, and what is left: the options of a phantom."""
+    data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return parser(data_dir).parse_known_args(argv, argparse.Namespace(data_dir=data_dir))
+
+
+def parser(data_dir: str) -> argparse.ArgumentParser:
+    """The commands and their flags; `data_dir` is where built sets lie if no flag says so."""
     data = argparse.ArgumentParser(add_help=False)
     # Without a default of its own: it would replace what stands before the command.
-    data.add_argument("--data_dir", default=argparse.SUPPRESS, help=f"built data (default: {default})")
+    data.add_argument("--data_dir", default=argparse.SUPPRESS, help=f"built data (default: {data_dir})")
     build = argparse.ArgumentParser(add_help=False)
     build.add_argument("name", help="a dataset")
     build.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="builder config, or its name")
@@ -56,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
     program, summary = "python -m mediax.datasets", "What can be done with datasets; without a command: a table of all."
     top = argparse.ArgumentParser(prog=program, description=summary, parents=[data], allow_abbrev=False)
-    top.set_defaults(run=list_all, data_dir=default)
+    top.set_defaults(run=list_all)
     commands = top.add_subparsers(title="commands", metavar="")
 
     def command(name: str, run, *parents) -> argparse.ArgumentParser:

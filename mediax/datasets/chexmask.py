@@ -166,7 +166,10 @@ class Builder(builder.Builder):
         poor = absent = 0
         for line in read_lines(found.table, self._table, (source.column, "Landmarks", *RCA, *MASK_CLASSES)):
             rca = [builder.number(line.where, line.cells, column) for column in RCA]
-            image = found.locate(line.cells[source.column])
+            try:
+                image = found.locate(line.cells[source.column])
+            except InputError as error:
+                raise InputError(f"{line.where}: {error}") from error
             if rca[0] < config.min_rca:
                 poor += 1
             elif config.absent == "skip" and not image.path.is_file():
@@ -367,7 +370,7 @@ def chestxray14_images(root: Path) -> Callable[[str], Image] | None:
     home = next(iter(files.values())).parent
 
     def locate(name: str) -> Image:
-        if name not in homes and trains.is_file():
+        if name not in homes and name.lower() in files and trains.is_file():
             raise InputError(f"{name} is in neither {tests} nor {trains}; download these lists again")
         return Image(files.get(name.lower(), home / name), name.partition("_")[0], homes.get(name, "train"))
 
