@@ -42,9 +42,9 @@ def implied(names) -> list[str]:
 def dataset_pages() -> str:
     """What each dataset annotates and what follows from it, with what its file says of splits and labels."""
     parts = [
-        "# Datasets\n\nWritten by `python docs/tables.py` from `mediax/datasets/`. *Implied* names are not annotated but "
-        "hold wherever an annotated one does (`mediax/vocabulary.py`). Whatever a dataset neither annotates nor implies "
-        "is unknown in it, and no loss counts it.\n"
+        "# Datasets\n\nWritten by `python docs/tables.py` from `mediax/datasets/`. *Implied* names are not "
+        "annotated but hold wherever an annotated one does (`mediax/vocabulary.py`). Whatever a dataset neither "
+        "annotates nor implies is unknown in it, and no loss counts it.\n"
     ]
     for name in catalog.names("datasets"):
         module = catalog.load("datasets", name)

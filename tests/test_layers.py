@@ -19,7 +19,18 @@ LAYERS = (
     ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
-    ("operators", "batch", "vocabulary", "catalog", "files", "shards", "rle", "annotations", "label_states", "raw_files"),
+    (
+        "operators",
+        "batch",
+        "vocabulary",
+        "catalog",
+        "files",
+        "shards",
+        "rle",
+        "annotations",
+        "label_states",
+        "raw_files",
+    ),
     ("errors", "memory"),
 )
 # `Build` and `Part` are what a task hands to the model; the task knows the word, not the model.
