@@ -65,7 +65,7 @@ def dataset_pages() -> str:
 def contents() -> dict[Path, str]:
     """The text that each file should have."""
     readme = (ROOT / "README.md").read_text()
-    table = f"<!-- datasets -->\n{dataset_table()}\n<!-- end -->"
+    table = f"<!-- datasets -->\n{dataset_table()}\n\n<!-- end -->"
     readme = re.sub(r"<!-- datasets -->.*?<!-- end -->", lambda _: table, readme, flags=re.DOTALL)
     return {ROOT / "README.md": readme, ROOT / "docs" / "datasets.md": dataset_pages()}
 
