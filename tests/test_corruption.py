@@ -377,7 +377,7 @@ def logs() -> Iterator[list[str]]:
 
 def plain_logs(lines: list[str], folder: Path) -> set[str]:
     """The lines that report of the data, without the folder that they were read from."""
-    progress = re.compile(r": (built|building) ")
+    progress = re.compile(r": (built \d+ images|building) ")
     return {line.replace(str(folder), "") for line in lines if not progress.search(line) and line.isprintable()}
 
 

@@ -53,7 +53,7 @@ def test_a_part_computes_what_its_module_does(train):
 def test_a_part_without_statistics_has_none():
     adapted = part(_build(batch_norm=False))
     params, batch_stats = adapted.init(KEY)
-    assert set(params) == {"conv", "norm"} and batch_stats == {}
+    assert set(params) == {"conv", "norm", "scale"} and batch_stats == {}
     assert adapted.apply(params, batch_stats, IMAGE, train=True, key=KEY)[1] == {}
 
 
