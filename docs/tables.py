@@ -1,9 +1,11 @@
 """Writes the tables of the documentation from the code: `python docs/tables.py`; a test fails where they are stale.
 
 Between `<!-- datasets -->` and `<!-- end -->` in README.md: what each dataset is. In docs/datasets.md: what each one
-annotates, what follows from that by the vocabulary, and what it says of itself.
+annotates, what follows from that by the vocabulary, and what it says of itself. In docs/models.md: how far each model
+is from its reference, as `pytest --parity=docs/parity.json` measured it.
 """
 
+import json
 import os
 import re
 import sys
@@ -20,6 +22,25 @@ KINDS = {
     "BOX_CLASSES": "boxes",
     "MASK_CLASSES": "masks",
     "TARGETS": "targets",
+}
+
+
+# Test file -> the script that ran the reference, and the reference.
+REFERENCES = {
+    "autoencoder": ("autoencoder.py", "Keras"),
+    "convnext": ("backbones.py", "torchvision, timm"),
+    "deformable_detr": ("detection.py", "transformers"),
+    "densenet": ("convolutional.py", "torchvision, TorchXRayVision"),
+    "dino": ("dino.py", "IDEA-Research/DINO"),
+    "efficientnet_lite": ("convolutional.py", "efficientnet_lite_pytorch, timm"),
+    "internimage": ("internimage.py", "OpenGVLab/InternImage"),
+    "mask_rcnn": ("detection.py", "torchvision"),
+    "resnet": ("backbones.py", "torchvision"),
+    "swin": ("swin.py", "microsoft/Swin-Transformer, torchvision, timm"),
+    "unet": ("segmentation.py", "segmentation-models-pytorch, jvanvugt/pytorch-unet"),
+    "unet_plus_plus": ("segmentation.py", "segmentation-models-pytorch"),
+    "upernet": ("segmentation.py", "transformers"),
+    "vit": ("vit.py", "facebookresearch/dinov2, timm, transformers, facebookresearch/detectron2"),
 }
 
 
@@ -62,12 +83,32 @@ def dataset_pages() -> str:
     return "\n".join(parts)
 
 
+def model_page() -> str:
+    """How far each model is from its reference."""
+    found = json.loads((ROOT / "docs" / "parity.json").read_text())
+    lines = [
+        "# Models and their references\n\nWritten by `python docs/tables.py` from `docs/parity.json`, which "
+        "`python -m pytest -m '' tests/test_MODEL.py --parity=docs/parity.json` measures. Both networks have the same "
+        "seeded weights; the reference ran in float64. A figure is the largest difference in any comparison of the "
+        "tests, relative to the largest entry of the compared array; gradients are those of every parameter.\n",
+        "| model | reference | comparisons | outputs | outputs in training mode | gradients |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for model, (script, reference) in REFERENCES.items():
+        row = found[model]
+        figures = ["" if row[kind] is None else f"{row[kind]:.1e}" for kind in ("inference", "training", "gradient")]
+        source = f"[{reference}](../tests/references/{script})"
+        lines.append(f"| `{model}` | {source} | {row['comparisons']} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
 def contents() -> dict[Path, str]:
     """The text that each file should have."""
     readme = (ROOT / "README.md").read_text()
     table = f"<!-- datasets -->\n{dataset_table()}\n\n<!-- end -->"
     readme = re.sub(r"<!-- datasets -->.*?<!-- end -->", lambda _: table, readme, flags=re.DOTALL)
-    return {ROOT / "README.md": readme, ROOT / "docs" / "datasets.md": dataset_pages()}
+    docs = ROOT / "docs"
+    return {ROOT / "README.md": readme, docs / "datasets.md": dataset_pages(), docs / "models.md": model_page()}
 
 
 if __name__ == "__main__":

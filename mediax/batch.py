@@ -41,6 +41,7 @@ FIELDS: dict[str, Field] = {
     "spacing_mm": Field("float32", ("B", "2"), "pixel spacing in mm (row, column)", "NaN"),
 }
 REQUIRED = ("image", "valid")
+MAX_BOXES = 32  # of an image, unless a stream's max_boxes says otherwise
 HOST_FIELDS: dict[str, str] = {
     "id": "identifies the image within its dataset",
     "patient_id": "identifies the patient: groups of the bootstrap, unit of the splits",
@@ -72,6 +73,27 @@ def check(batch: Mapping[str, Any]) -> None:
 def device_fields(batch: Mapping[str, Any]) -> Batch:
     """Keeps what goes to the device: the schema's arrays without the host-only fields."""
     return {name: value for name, value in batch.items() if name in FIELDS}
+
+
+def pad_boxes(example: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Pads the boxes of an example, f32[N,4] and every `box_*` field, to `count` rows with box_valid False.
+
+    A batch has one shape whatever its images show. Raises InputError if the example has more boxes.
+    """
+    if "boxes" not in example:
+        return dict(example)
+    missing = count - len(example["boxes"])
+    if missing < 0:
+        raise InputError(
+            f"image {example.get('id', '')!r} has {len(example['boxes'])} boxes, the config field max_boxes of its "
+            f"stream is {count}: raise it"
+        )
+    padded = {
+        name: np.concatenate([value, np.zeros((missing, *np.shape(value)[1:]), np.asarray(value).dtype)])
+        for name, value in example.items()
+        if name == "boxes" or name.startswith("box_")
+    }
+    return {**example, **padded}
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> Batch:

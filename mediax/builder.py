@@ -180,10 +180,14 @@ class Builder(FileReaderBuilder, skip_registration=True):
         pixels = self.load(row)
         fit = self.fit(pixels)
         record = {"original_size": np.int32(pixels.shape[:2]), **follow(self.annotations(row, pixels), fit, row.where)}
-        kept = isinstance(row.image, Path) and not {"size", "encoding"} & set(self.builder_config.chosen())
-        if kept and images.is_plain(data := row.image.read_bytes(), self.CHANNELS):
-            return {"image": data, **record}
-        return {"image": self.encode(fit.image(pixels)), **record}
+        return {"image": self.encoded(row.image, pixels), **record}
+
+    def encoded(self, image: Path | np.ndarray, pixels: np.ndarray) -> bytes:
+        """The pixels of an image as a record holds them: the file's own bytes where nothing of them changes."""
+        kept = isinstance(image, Path) and not {"size", "encoding"} & set(self.builder_config.chosen())
+        if kept and images.is_plain(data := image.read_bytes(), self.CHANNELS):
+            return data
+        return self.encode(self.fit(pixels).image(pixels))
 
     def fit(self, pixels: np.ndarray) -> images.Fit:
         """How the builder config fits an image [H,W,C]: apply it to the image, its masks and its boxes."""
@@ -243,8 +247,16 @@ class Builder(FileReaderBuilder, skip_registration=True):
         return Path(self.data_path.parent) / f"incomplete.{self.data_path.name}"
 
     def annotated(self) -> dict[str, Sequence[Row]]:
-        """The rows of each split as the raw data's annotations name them; InputError if there are none."""
+        """The rows of each split as the raw data's annotations name them.
+
+        Raises InputError if there are none, or if a split has the name that TFDS keeps for all splits together.
+        """
         splits = {split: rows for split, rows in self.rows(self._locate()).items() if rows}
+        if "all" in splits:
+            raise InputError(
+                f"{self.name}: its `rows` give a split named 'all', which TFDS reserves for all splits together; "
+                f"expected another name, for instance 'unsplit'"
+            )
         if not splits:
             raise InputError(
                 f"{self.name}: the annotations hold no image for the builder config {self.builder_config.name!r}"
@@ -337,7 +349,11 @@ class Builder(FileReaderBuilder, skip_registration=True):
         skipped = [rows[place].id for rows, shard in zip(planned.values(), finished) for place in shard.left_out]
         total = sum(map(len, planned.values()))
         if len(skipped) == total:
-            raise InputError(f"{self.name}: all {total} images of the split {split!r} are corrupt")
+            first = next(iter(planned.values()))[0]
+            raise InputError(
+                f"{self.name}: all {total} images of the split {split!r} are corrupt. The first one, asked for by "
+                f"{first.where}: {self._corruption(first)}"
+            )
         if skipped:
             logging.warning("%s: left out %d corrupt of %d images of split %s", self.name, len(skipped), total, split)
             self.info.metadata["skipped"] += skipped
@@ -358,6 +374,14 @@ class Builder(FileReaderBuilder, skip_registration=True):
                 f"{error}\n  asked for by: {row.where}\n"
                 f'  Replace the file, or leave such images out: on_corrupt="skip".'
             ) from error
+
+    def _corruption(self, row: Row) -> str:
+        """Says why a row was left out."""
+        try:
+            self.example(row)
+        except images.CorruptImageError as error:
+            return str(error)
+        return "by now it can be decoded; start again"
 
     def _locate(self) -> Any:
         folders = [self._manual_dir / self.name, self._manual_dir] if self._manual_dir else []
@@ -694,12 +718,13 @@ def read_table(
     malformed.
 
     Raises:
-      InputError: a required column is missing, or a line has more or fewer cells than the header.
+      InputError: the file is empty, a required column is missing, or a line has more or fewer cells than the header.
     """
     names = list(header or table_columns(path))
     with open_table(path) as file:
         lines = csv.reader(file)
-        next(lines, None)
+        if next(lines, None) is None:
+            raise InputError(f"{path}: the file is empty; download it again")
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{path}: columns {missing} are missing; found {names}")
         for cells in lines:

@@ -33,7 +33,8 @@ def draw(
 ) -> None:
     """Draws images with the contours of masks, boxes, polygons and points, and their labels and targets as text.
 
-    Contours and boxes have the colour of their class, which a legend names. No ids are drawn.
+    Contours and boxes have the colour of their class, which a legend names; masks that are unknown are not drawn. Of a
+    pair both images are drawn, the moving one to the right; corresponding points have one colour. No ids are drawn.
 
     Args:
       path: the PNG file to write.
@@ -51,6 +52,7 @@ def draw(
         name: {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
         for k, name in enumerate(dict.fromkeys([*mask_classes, *box_classes]))
     }
+    examples = [part for example in examples for part in parts(example)]
     texts = [describe(example, classes, targets) for example in examples]
     columns = min(columns, len(examples))
     row_height = TILE + GAP + LINE * max(map(len, texts))
@@ -76,8 +78,16 @@ def draw(
     replace_file(path, png.getvalue())
 
 
+def parts(example: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is drawn of an example, one image each: itself, or the two images of a pair with a `caption`."""
+    if "moving" not in example:
+        return [example]
+    moving = {"image": example["moving"], "keypoints": example["moving_keypoints"], "caption": "moving"}
+    return [{**example, "caption": "fixed"}, moving]
+
+
 def describe(example: Mapping[str, Any], classes: Sequence[str], targets: Sequence[str], most: int = 5) -> list[str]:
-    """The lines below an image: the classes that are present, how many are unknown, the targets."""
+    """The lines below an image: the classes that are present, how many are unknown, the targets, a pair's points."""
     labels = np.asarray(example.get("labels", ()), np.float32)
     lines = [name if label == 1 else f"{name} {label:.2f}" for name, label in zip(classes, labels) if label > 0]
     lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"] if len(lines) > most else lines
@@ -87,6 +97,15 @@ def describe(example: Mapping[str, Any], classes: Sequence[str], targets: Sequen
     if unknown and unknown < len(labels):
         lines.append(f"{unknown} of {len(labels)} unknown")
     lines += [f"{name}: {value:g}" for name, value in zip(targets, example.get("target", ()))]
+    if not np.all(valid := example.get("mask_valid", ())):
+        lines.append(f"{int(np.sum(np.logical_not(valid)))} of {len(valid)} masks unknown")
+    if not example.get("boxes_known", True):
+        lines.append("boxes unknown")
+    if "caption" in example:
+        points = example["keypoints"]
+        lines.append(
+            f"{example['caption']}, " + ("points unknown" if np.isnan(points).any() else f"{len(points)} points")
+        )
     return [textwrap.shorten(line, LINE_LENGTH, placeholder="…") for line in lines]
 
 
@@ -106,13 +125,17 @@ def show(
     shown = image[..., 0] if image.shape[-1] == 1 else image / highest
     axes.imshow(shown, cmap="gray", vmin=0, vmax=highest, extent=(0, width, height, 0))
     axes.axis("off")
-    for name, mask in zip(mask_classes, np.moveaxis(example.get("masks", np.zeros((1, 1, 0))), -1, 0)):
-        if mask.any():
+    masks = example.get("masks", np.zeros((1, 1, 0)))
+    known = example.get("mask_valid", np.ones(masks.shape[-1], bool))
+    # The smallest one last: on a border that two structures share it would be hidden by one that surrounds it.
+    for structure in np.argsort(-masks.sum(axis=(0, 1), dtype=np.int64), kind="stable"):
+        name, mask = mask_classes[structure], masks[..., structure]
+        if known[structure] and mask.any():
             # A border of zeros closes the contours of masks that touch the image's edge.
             x, y = (np.arange(side + 2) - 0.5 for side in mask.shape[::-1])
             look = looks[name]
             axes.contour(
-                *(x, y, np.pad(mask, 1), [0.5]), colors=look["color"], linestyles=look["linestyle"], linewidths=1
+                *(x, y, np.pad(mask, 1), [0.5]), colors=look["color"], linestyles=look["linestyle"], linewidths=0.8
             )
     names = [box_classes[label] for label in example.get("box_labels", ())]
     for name, (ymin, xmin, ymax, xmax) in zip(names, example.get("boxes", ())):
@@ -122,5 +145,7 @@ def show(
         closed = np.concatenate([polygon, polygon[:1]])
         axes.plot(closed[:, 1] * width, closed[:, 0] * height, linewidth=0.8, **looks[name])
     points = np.asarray(example.get("keypoints", np.zeros((0, 2))))
-    axes.plot(points[:, 1] * width, points[:, 0] * height, "x", color="yellow", markersize=5)
+    look = {"c": np.arange(len(points)), "cmap": "rainbow"} if "caption" in example else {"color": "yellow"}
+    look |= {"s": 22, "linewidths": 1.1} if len(points) < 40 else {"s": 5, "linewidths": 0.6}
+    axes.scatter(points[:, 1] * width, points[:, 0] * height, marker="x", zorder=3, **look)
     axes.set(xlim=(0, width), ylim=(height, 0))

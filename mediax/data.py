@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from mediax import images, transforms
-from mediax.batch import HOST_FIELDS, Batch, device_fields, stack
+from mediax.batch import HOST_FIELDS, MAX_BOXES, Batch, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]
@@ -23,13 +23,14 @@ Read = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Example(grain.transforms.RandomMap):
-    """One record, read and transformed: record -> fields of the schema."""
+    """One record, read, transformed and padded to `max_boxes` boxes: record -> fields of the schema."""
 
     read: Read
     pipeline: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+    max_boxes: int
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return self.pipeline(self.read(record), rng)
+        return pad_boxes(self.pipeline(self.read(record), rng), self.max_boxes)
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def training_batches(
     transform: Sequence[Mapping[str, Any]] = (),
     batch_transform: Sequence[Mapping[str, Any]] = (),
     batch_size: int,
+    max_boxes: int = MAX_BOXES,
     seed: int,
     position: int = 0,
     workers: int = 0,
@@ -89,7 +91,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat(None)
-        .random_map(Example(read, transforms.build(transform)))[index::count]
+        .random_map(Example(read, transforms.build(transform), max_boxes))[index::count]
         .batch(batch_size // count, drop_remainder=True, batch_fn=_training_batch)
     )
     if batch_transform:
@@ -109,17 +111,18 @@ def evaluation_batches(
     *,
     transform: Sequence[Mapping[str, Any]] = (),
     batch_size: int,
+    max_boxes: int = MAX_BOXES,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yields every row of `source` exactly once in order; the last batch is padded with rows that are not valid."""
     index, count = process
     rows = -(-batch_size // count)
-    pipeline = transforms.build(transform)
+    prepare = Example(read, transforms.build(transform), max_boxes)
     total = -(-len(source) // (rows * count)) * rows * count
 
     def example(row: int) -> dict[str, Any]:
         # Evaluation transforms draw nothing; a fixed generator per row keeps one that does repeatable.
-        fields = pipeline(read(source[min(row, len(source) - 1)]), np.random.default_rng(row))
+        fields = prepare.random_map(source[min(row, len(source) - 1)], np.random.default_rng(row))
         return fields | {"valid": row < len(source)}
 
     def batch(first: int) -> Batch:

@@ -1,9 +1,10 @@
 """DICOM images: reading, rendering for display, writing (pydicom; the DICOM standard, PS3.3)."""
 
+import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,9 +212,22 @@ def read_tags(path: str | Path, keywords: Sequence[str]) -> dict[str, Any]:
       InputError: no such keyword.
     """
     _check_keywords(keywords)
-    try:
+    with _naming_tags(path):
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords))
         return {keyword: _plain(header.get(keyword)) for keyword in keywords}
+
+
+def read_spacing(path: str | Path) -> tuple[float, float]:
+    """Reads the pixel spacing alone, (row, column) in millimetres, NaN where unknown; errors as of `read_tags`."""
+    with _naming_tags(path):
+        return _spacing(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(SPACING_TAGS)))[0]
+
+
+@contextlib.contextmanager
+def _naming_tags(path: str | Path) -> Iterator[None]:
+    """Turns what pydicom raises on a damaged file into a CorruptImageError that names it."""
+    try:
+        yield
     except OSError:
         raise
     except Exception as error:

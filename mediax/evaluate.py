@@ -15,6 +15,7 @@ from mediax.metrics import Metric
 from mediax.model import Model, Tree
 
 PICTURES = 64  # rows of a split that are kept for sample pictures
+PICTURE_AXES = 4  # arrays with as many axes are pictures, f[B,H,W,S]: a whole split of them does not fit in memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Evaluation:
 
 
 class Collected(NamedTuple):
-    """A whole split on the host: per task its predictions and targets, the ids, the mean loss, a few images."""
+    """A whole split on the host: per task its predictions and targets, the ids, the mean loss, a few images.
+
+    Of images, and of predictions and targets that are pictures (`PICTURE_AXES`), the first `PICTURES` rows are kept.
+    """
 
     predictions: dict[str, dict[str, np.ndarray]]
     targets: dict[str, dict[str, np.ndarray]]
@@ -81,10 +85,11 @@ def collect(
     outputs, hosts, valids, images, seen = [], [], [], [], 0
     for batch in evaluation.batches():
         host = {name: batch[name] for name in HOST_FIELDS if name in batch}
-        outputs.append(jax.device_get(predict_step(*variables, sharding.to_device(device_fields(batch), mesh))))
+        output = predict_step(*variables, sharding.to_device(device_fields(batch), mesh))
+        outputs.append(jax.device_get(output if seen < PICTURES else _without_pictures(output)))
         hosts.append({name: _gather(values) for name, values in host.items()})
         valids.append(_gather(batch["valid"]))
-        if sum(map(len, images)) < PICTURES:
+        if seen < PICTURES:
             images.append(_gather(batch["image"])[valids[-1]])
         seen += int(valids[-1].sum())
         if progress:
@@ -92,8 +97,14 @@ def collect(
     valid = np.concatenate(valids)
 
     def rows(kind: str, task: str) -> dict[str, np.ndarray]:
-        names = outputs[0][task][kind]
-        return {name: np.concatenate([output[task][kind][name] for output in outputs])[valid] for name in names}
+        arrays = {
+            name: np.concatenate([output[task][kind][name] for output in outputs if name in output[task][kind]])
+            for name in outputs[0][task][kind]
+        }
+        return {
+            name: array[valid[: len(array)]][: PICTURES if _is_picture(array) else None]
+            for name, array in arrays.items()
+        }
 
     loss = sum(
         sum(output[task]["loss"] for output in outputs) / max(sum(output[task]["count"] for output in outputs), 1.0)
@@ -106,6 +117,21 @@ def collect(
         loss=float(loss),
         images=np.concatenate(images)[:PICTURES],
     )
+
+
+def _is_picture(array: Any) -> bool:
+    return array.ndim >= PICTURE_AXES
+
+
+def _without_pictures(output: Tree) -> Tree:
+    return {
+        task: of_task
+        | {
+            kind: {name: array for name, array in of_task[kind].items() if not _is_picture(array)}
+            for kind in ("predictions", "targets")
+        }
+        for task, of_task in output.items()
+    }
 
 
 def make_predict_steps(model: Model, evaluations: Iterable[Evaluation], mesh: Mesh) -> dict[str, Callable[..., Tree]]:

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from absl import logging
 from flax import nnx
 
 from mediax import builder, catalog, data, optimizer, pretrained, protocols, schedule, sharding
-from mediax.batch import Batch
+from mediax.batch import MAX_BOXES, Batch
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
 from mediax.files import naming_file
@@ -42,6 +42,7 @@ STREAM = {
     "weight": 1.0,  # share of the steps, for the proportional schedule
     "transform": (),  # random transforms of one example
     "batch_transform": (),  # random transforms of a batch (mixup)
+    "max_boxes": MAX_BOXES,  # of an image; all are padded to as many, evaluations too
     "tasks": {},  # task name -> {"name": a file of mediax/tasks/, options}
     "permute_labels": False,  # deals the labels out anew: the control run that must learn nothing
 }
@@ -107,6 +108,7 @@ MINIMUM = {  # of the numbers of a config that are not free
     "batch_size": 1,
     "channels": 1,
     "cpu_devices": 1,
+    "max_boxes": 1,
     "workers": 0,
     "resamples": 0,
     "patience": 0,
@@ -230,11 +232,15 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     _check_minimums(config)
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
+    for path in (config["backbone"]["pretrained"], *(path for _, _, path in _pretrained_heads(config))):
+        if path:
+            pretrained.check_exists(path)
     mesh = sharding.mesh()
     _check_divisible(config, mesh.size)
     sources = Sources(config, folders)
-    tasks = {name: _tasks(name, stream, sources) for name, stream in config["streams"].items()}
     backbone = _backbone(config)
+    dtype = PRECISIONS[config["precision"]]
+    tasks = {name: _tasks(name, stream, sources, dtype) for name, stream in config["streams"].items()}
     model = _model(config, backbone, tasks)
     parts = {
         name: ["backbone", *(part for task in of.values() for part in task.parts(backbone.channels))]
@@ -320,6 +326,16 @@ class Sources:
         module = catalog.load("datasets", dataset)
         return module.classes(builder.choose_config(module.Builder, build or None), **read)
 
+    def names(
+        self, dataset: str, build: Mapping[str, Any], read: Mapping[str, Any], fields: Collection[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """Gives those of a task's `fields` that are names of what the dataset annotates, where it does."""
+        module = catalog.load("datasets", dataset)
+        constants = {"box_classes": "BOX_CLASSES", "structures": "MASK_CLASSES"}
+        names = {field: getattr(module, name) for field, name in constants.items() if hasattr(module, name)}
+        names = {field: value for field, value in names.items() if field in fields}
+        return names | ({"classes": self.classes(dataset, build, read)} if "classes" in fields else {})
+
     def read(self, dataset: str, options: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Gives the function from a record to an example, with the options of the dataset's `read`."""
         module = catalog.load("datasets", dataset)
@@ -371,7 +387,7 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
         return source.Backbone(**arguments, **spec["options"], rngs=rngs)
 
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    own = spec["pretrained"] and spec["channels"] == len(source.MEAN)
+    own = spec["channels"] == len(source.MEAN) and (spec["pretrained"] or any(_pretrained_heads(config)))
     mean = spec["mean"] or (source.MEAN if own else (0.5,) * spec["channels"])
     std = spec["std"] or (source.STD if own else (0.25,) * spec["channels"])
     if not len(mean) == len(std) == spec["channels"]:
@@ -387,7 +403,7 @@ def _model(config: Mapping[str, Any], backbone: _Backbone, tasks: Mapping[str, M
     return Model(parts, backbone.mean, backbone.std)
 
 
-def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
+def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources, dtype: Any) -> dict[str, Any]:
     if not stream["tasks"]:
         raise InputError(f"config field streams.{stream_name}.tasks is empty: expected at least one task")
     tasks = {}
@@ -396,14 +412,23 @@ def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources) -> dic
             raise InputError(f"config field streams.{stream_name}.tasks.{name} is {spec!r}: expected a dict")
         options = dict(spec)
         module = catalog.load("tasks", options.pop("name", name))
-        if "classes" in {field.name for field in dataclasses.fields(module.Task)}:
-            options = {"classes": sources.classes(stream["dataset"], stream["build"], stream["read"])} | options
+        fields = {field.name: field for field in dataclasses.fields(module.Task)}
+        options = sources.names(stream["dataset"], stream["build"], stream["read"], fields) | options
         if options.get("class_weights") == "balanced":
             source = sources.open(stream["dataset"], stream["build"], stream["split"])
             labels = data.scan_labels(source, sources.read(stream["dataset"], stream["read"]))
             options["class_weights"] = balanced_weights(labels, exclusive=options.get("exclusive", False))
+        if isinstance(options.get("head"), Mapping):  # its weights are not its option: see _warm_start
+            options["head"] = {key: value for key, value in options["head"].items() if key != "pretrained"}
         catalog.check_options(f"streams.{stream_name}.tasks.{name}", module.Task, options)
-        tasks[name] = module.Task(name=f"{stream_name}/{name}", **options)
+        given = {"name": f"{stream_name}/{name}"} | ({"dtype": dtype} if "dtype" in fields else {})
+        for field in fields.values():
+            if field.default is field.default_factory is dataclasses.MISSING and field.name not in (*options, *given):
+                raise InputError(
+                    f"config field streams.{stream_name}.tasks.{name}: needs {field.name}, and the dataset "
+                    f"{stream['dataset']!r} has none; choose a dataset that is annotated so, or another task"
+                )
+        tasks[name] = module.Task(**given, **options)
     return tasks
 
 
@@ -435,6 +460,7 @@ def _stream(
         transform=spec["transform"],
         batch_transform=spec["batch_transform"],
         batch_size=spec["batch_size"],
+        max_boxes=spec["max_boxes"],
         seed=seed,
         workers=config["workers"],
         process=_process(),
@@ -473,7 +499,12 @@ def _evaluations(
             raise InputError(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
             )
-        options = {"transform": spec["transform"], "batch_size": spec["batch_size"] or stream["batch_size"]}
+        _check_studies(name, protocol, stream["tasks"])
+        options = {
+            "transform": spec["transform"],
+            "batch_size": spec["batch_size"] or stream["batch_size"],
+            "max_boxes": stream["max_boxes"],
+        }
         evaluations[name] = Evaluation(
             name=name,
             dataset=dataset,
@@ -543,6 +574,16 @@ def _check_classes(name: str, classes: tuple[str, ...], protocol: protocols.Prot
             )
 
 
+def _check_studies(name: str, protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
+    for task_name, spec in tasks.items():
+        file = spec.get("name", task_name)
+        if protocol.case == "study" and not getattr(catalog.load("tasks", file), "STUDIES", False):
+            raise InputError(
+                f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, the task {file!r} scores "
+                "images; choose the protocol 'image'"
+            )
+
+
 def _process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
@@ -565,16 +606,44 @@ def _depth(backbone: nnx.Module, part_name: str, path: tuple[Any, ...]) -> float
 
 
 def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-    path = config["backbone"]["pretrained"]
-    if not path:
-        return params, batch_stats
-    weights = backbone.source.translate(pretrained.read(path))["backbone"]
+    """Sets the parts that have published weights: the backbone from its own file, or from a head's, and heads."""
+    tree = {"params": params, "batch_stats": batch_stats}
+    if path := config["backbone"]["pretrained"]:
+        tree = _set_part(tree, "backbone", _backbone_weights(config, backbone, pretrained.read(path)))
+    for name, file, path in _pretrained_heads(config):
+        parts = catalog.load("heads", file).translate(pretrained.read(path))
+        if parts["backbone"] and not config["backbone"]["pretrained"]:
+            tree = _set_part(tree, "backbone", _backbone_weights(config, backbone, parts["backbone"]))
+        # A head for another number of classes keeps what fits.
+        tree = _set_part(tree, name, parts["head"], complete=False)
+    return tree["params"], tree["batch_stats"]
+
+
+def _pretrained_heads(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields (part, file of mediax/heads/, path of its weights) of the heads that have published weights."""
+    for stream_name, stream in config["streams"].items():
+        for task_name, spec in stream["tasks"].items():
+            head = spec.get("head", {}) if isinstance(spec, Mapping) else {}
+            if isinstance(head, Mapping) and head.get("pretrained"):
+                yield f"head/{stream_name}/{task_name}", head["name"], head["pretrained"]
+
+
+def _backbone_weights(
+    config: Mapping[str, Any], backbone: _Backbone, weights: dict[str, np.ndarray]
+) -> dict[pretrained.Path, np.ndarray]:
+    arrays = backbone.source.translate(weights)["backbone"]
     if config["backbone"]["channels"] == 1:
-        weights = backbone.source.adapt_input(weights, mean=backbone.mean, std=backbone.std)
-    own = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
-    own, report = pretrained.warm_start(own, weights, part="backbone")
+        arrays = backbone.source.adapt_input(arrays, mean=backbone.mean, std=backbone.std)
+    return arrays
+
+
+def _set_part(
+    tree: dict[str, Tree], name: str, weights: dict[pretrained.Path, np.ndarray], *, complete: bool = True
+) -> dict[str, Tree]:
+    own = {kind: of_kind[name] for kind, of_kind in tree.items()}
+    own, report = pretrained.warm_start(own, weights, part=name, complete=complete)
     logging.info("%s", report)
-    return params | {"backbone": own["params"]}, batch_stats | {"backbone": own["batch_stats"]}
+    return {kind: of_kind | {name: own[kind]} for kind, of_kind in tree.items()}
 
 
 def _one_of(field: str, value: str, valid: tuple[str, ...]) -> str:

@@ -1,8 +1,10 @@
 """Image files and encoded images: reading, writing, fitting to a size, encoding, decoding (Pillow, OpenCV, NumPy)."""
 
 import dataclasses
+import functools
 import gzip
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -156,7 +158,7 @@ def decode(data: bytes) -> np.ndarray:
 def encode(pixels: np.ndarray, encoding: str = "png") -> bytes:
     """Encodes u8[H,W,C] or u16[H,W,C] as "png" (lossless) or "jpeg<quality>", for instance "jpeg95" (u8 only)."""
     if encoding == "png":
-        return _compress(pixels, ".png", [])
+        return _compress(pixels, ".png", _png_options(pixels))
     return _compress(pixels, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality(encoding)])
 
 
@@ -222,10 +224,7 @@ class Fit:
             return pixels
         height, width = self.scaled()
         if pixels.shape[:2] != (height, width):
-            shrinks = height * width < pixels.shape[0] * pixels.shape[1]
-            smooth = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT if nearest else smooth)
-            pixels = resized.reshape(height, width, pixels.shape[2])
+            pixels = _resized(pixels, height, width, nearest=nearest)
         top, left = self.offset()
         pixels = pixels[max(0, -top) : max(0, -top) + self.size, max(0, -left) : max(0, -left) + self.size]
         if pixels.shape[:2] == (self.size, self.size):
@@ -285,6 +284,47 @@ class Fit:
         return (self.height, self.width) if self.size is None else (self.size, self.size)
 
 
+def _resized(pixels: np.ndarray, height: int, width: int, *, nearest: bool) -> np.ndarray:
+    """Resizes [H,W,C]: means over the area of the new pixels where they are larger, linear interpolation elsewhere."""
+    blocks = math.gcd(pixels.shape[0], height), math.gcd(pixels.shape[1], width)
+    shrinks = height * width < pixels.shape[0] * pixels.shape[1]
+    if nearest:
+        interpolation = cv2.INTER_NEAREST_EXACT
+    elif not shrinks:
+        interpolation = cv2.INTER_LINEAR
+    elif _is_blockwise(pixels, height, width, blocks):
+        return _block_means(pixels, height, width, blocks)
+    else:
+        interpolation = cv2.INTER_AREA
+    resized = cv2.resize(pixels, (width, height), interpolation=interpolation)
+    return resized.reshape(height, width, pixels.shape[2])
+
+
+def _is_blockwise(pixels: np.ndarray, height: int, width: int, blocks: tuple[int, int]) -> bool:
+    """Whether a few rows and columns of a grey image always become a few, but not one: OpenCV is slow at these."""
+    whole = pixels.shape[0] % height == 0 and pixels.shape[1] % width == 0
+    largest = max(pixels.shape[0] // blocks[0], pixels.shape[1] // blocks[1])
+    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    return pixels.dtype in (np.uint8, np.uint16) and pixels.shape[2] == 1 and shrinks and not whole and largest <= 32
+
+
+def _block_means(pixels: np.ndarray, height: int, width: int, blocks: tuple[int, int]) -> np.ndarray:
+    """What cv2.INTER_AREA gives, in half its time: 1024 pixels become 320 as 64 blocks of 16 that become 5 each."""
+    rows = _area_weights(pixels.shape[0] // blocks[0], height // blocks[0])
+    columns = _area_weights(pixels.shape[1] // blocks[1], width // blocks[1])
+    values = pixels.reshape(blocks[0], rows.shape[1], pixels.shape[1]).astype(np.float32)
+    means = (rows @ values).reshape(-1, columns.shape[1]) @ columns.T
+    return np.rint(means, out=means).astype(pixels.dtype).reshape(height, width, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _area_weights(old: int, new: int) -> np.ndarray:
+    """The share f32[new,old] that each of `old` pixels has in each of `new` larger ones."""
+    edges, start = np.linspace(0, old, new + 1), np.arange(old)
+    overlap = np.minimum(edges[1:, None], start + 1) - np.maximum(edges[:-1, None], start)
+    return (np.maximum(overlap, 0) * new / old).astype(np.float32)
+
+
 def _read(data: bytes, path: Path) -> np.ndarray:
     """Decodes a file's bytes with the reader of its format."""
     if data[:2] == b"\x1f\x8b":
@@ -302,6 +342,8 @@ def _read_picture(data: bytes) -> np.ndarray:
     """Decodes what Pillow reads."""
     with Image.open(io.BytesIO(data)) as image:
         deep = _is_deep(image)
+        if image.format == "PNG" and image.mode in ("L", "LA", "RGB", "RGBA") and image.n_frames == 1:
+            return _read_png(data, image)
         image.load()  # also where OpenCV decodes below: it would fill in silently what a truncated file lacks
         if image.mode in ("I;16", "I;16B", "I", "F"):
             return _unsigned(np.asarray(image)[..., None])
@@ -313,6 +355,17 @@ def _read_picture(data: bytes) -> np.ndarray:
     if (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)) is None:
         raise ValueError("its pixels have more than 8 bits, in a form that OpenCV does not read")
     return pixels[..., 2::-1] if not grey else pixels.reshape(*pixels.shape[:2], -1)[..., :1]
+
+
+def _read_png(data: bytes, image: Image.Image) -> np.ndarray:
+    """Decodes a PNG file in grey or colour with OpenCV, which is faster than Pillow and refuses any damage."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        image.load()  # Pillow says what is wrong
+        raise ValueError("a checksum is wrong, or its last chunk (IEND) is missing: it is damaged or truncated")
+    if image.mode in ("L", "LA"):
+        return pixels.reshape(*pixels.shape[:2], -1)[..., :1]
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -382,6 +435,16 @@ def _metaimage(data: bytes, path: Path) -> tuple[np.ndarray, tuple[float, float]
     spacing = [float(each) for each in fields.get("ElementSpacing", "nan nan").split()]
     values = np.frombuffer(body, stored).reshape(shape)
     return values.astype(stored.newbyteorder("=")), (spacing[1], spacing[0])
+
+
+def _png_options(pixels: np.ndarray) -> list[int]:
+    """How a record's PNG is packed: differences to the row above, which are faster to decode than cv2's own choice.
+
+    Looking for runs takes time, and pays where many pixels equal the one above: in masks, on black borders.
+    """
+    alike = np.count_nonzero(pixels[1:] == pixels[:-1])
+    packing = cv2.IMWRITE_PNG_STRATEGY_RLE if alike > 0.25 * pixels.size else cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY
+    return [cv2.IMWRITE_PNG_STRATEGY, packing, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 def _compress(pixels: np.ndarray, suffix: str, options: list[int]) -> bytes:

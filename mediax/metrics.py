@@ -146,7 +146,7 @@ def paired_difference(
         values, draws = bootstrap(lambda w: (first(w) - second(w))[:, :, m], a.patients, resamples, seed)
         # A sum of thresholds is NaN where either run has none.
         reasons = [_undefined(metric, a.labels[:, k], thresholds_a[k] + thresholds_b[k]) for k in range(len(a.classes))]
-        difference, draws = _macro(name, values, draws, a, reasons), _mean_of_defined(draws)
+        difference, draws = _macro(name, values, draws, a, reasons), mean_of_defined(draws)
     else:
         m = OVERALL.index(metric)
         _check_one_hot(a)
@@ -155,6 +155,50 @@ def paired_difference(
         known = ~np.isnan(a.labels[:, 0])
         difference = _metric(name, value, draws, a.patients[known], _overall_note(metric, value, a))
     return difference if math.isnan(difference.low) else replace(difference, p_value=_two_sided(draws))
+
+
+def case_means(
+    values: ArrayLike,
+    classes: Sequence[str],
+    names: Sequence[str],
+    groups: Sequence | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Metric]:
+    """Averages values f[N,K,M] of M metrics over the cases where they are not NaN, then over the K classes ("macro").
+
+    The interval is from the bootstrap over patients that `classification` uses. A class without any value is NaN and
+    not in the macro mean; `note` says so.
+
+    Args:
+      classes: K names.
+      names: of the M metrics.
+      groups: [N] the patient of each case; None makes every case a patient of its own.
+    """
+    values = np.asarray(values, np.float64)
+    patients = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    known = ~np.isnan(values)
+    # Sums by patient: a resample is then a product with the multiplicities of its patients.
+    sums, counts = np.zeros((2, patients.max(initial=-1) + 1, *values.shape[1:]))
+    np.add.at(sums, patients, np.where(known, values, 0.0))
+    np.add.at(counts, patients, known)
+
+    def evaluate(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
+
+    means, draws = bootstrap(evaluate, patients, resamples, seed)
+    results = []
+    for m, metric in enumerate(names):
+        left_out = [name for k, name in enumerate(classes) if np.isnan(means[k, m])]
+        for k, name in enumerate(classes):
+            note = "no case counts: undefined, left out of the macro mean" if name in left_out else ""
+            results.append(_metric(f"{metric}/{name}", means[k, m], draws[:, k, m], patients[known[:, k, m]], note))
+        note = f"left out: {', '.join(left_out)}" if left_out else ""
+        macro, macro_draws = mean_of_defined(means[:, m]), mean_of_defined(draws[:, :, m])
+        results.append(_metric(f"{metric}/macro", macro, macro_draws, patients[known[:, :, m].any(1)], note))
+    return results
 
 
 def youden_thresholds(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
@@ -183,6 +227,13 @@ def accuracy_thresholds(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
     NaN where the class has no known row.
     """
     return _best_thresholds(scores, labels, lambda tp, fp, positives, negatives: tp - fp, 0, 0)
+
+
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """f64[...,K] -> f64[...], the mean over entries that are not NaN; NaN if none is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
 
 
 # Figures under patient weights.
@@ -299,7 +350,7 @@ def overall_evaluator(split: Split) -> Evaluate:
             chance_distance = (true + called) @ grade**2 - 2 * (true @ grade) * (called @ grade) / total
             figures = {
                 "top1_accuracy": agreed / total,
-                "balanced_accuracy": _mean_of_defined(correct / true),
+                "balanced_accuracy": mean_of_defined(correct / true),
                 "cohen_kappa": (agreed - chance) / (total - chance),
                 "quadratic_weighted_kappa": 1 - distance[:, 0] / chance_distance,
             }
@@ -370,7 +421,7 @@ def _macro(name: str, values: np.ndarray, draws: np.ndarray, split: Split, reaso
     if partial:
         notes.append(f"{partial} of {len(draws)} resamples average fewer classes, the others being undefined in them")
     known = (~np.isnan(split.labels[:, entered])).any(axis=1)
-    return _metric(name, _mean_of_defined(values), _mean_of_defined(draws), split.patients[known], "; ".join(notes))
+    return _metric(name, mean_of_defined(values), mean_of_defined(draws), split.patients[known], "; ".join(notes))
 
 
 def _overall(split: Split, resamples: int, seed: int) -> list[Metric]:
@@ -404,13 +455,6 @@ def _undefined(metric: str, labels: np.ndarray, threshold: float) -> str:
     if metric in NEEDS_THRESHOLD and math.isnan(threshold):
         return "no threshold for this class"
     return ""
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """f64[...,K] -> f64[...], the mean over entries that are not NaN; NaN if none is."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
 
 
 def _two_sided(draws: np.ndarray) -> float:

@@ -68,7 +68,8 @@ def cases(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
     """Reduces the rows of a split to the protocol's cases: (predictions, targets, patient of each case).
 
-    Over a study, scores and known labels take their maximum: a study is positive if any of its images is.
+    Over a study, scores and known labels take their maximum: a study is positive if any of its images is. That is a
+    rule for scores: only a task whose STUDIES is True is scored so.
     """
     groups = host.get("patient_id")
     if protocol.case == "image":

@@ -218,7 +218,7 @@ class _Loop:
             self.state, self.progress = self.latest.restore(abstract(shapes, self.shardings))
         self.step = int(self.state.step)
         self.iterators: dict[str, Iterator[Batch]] = {}
-        self.recent_loss = math.nan
+        self.recent_loss: dict[str, float] = {}  # unknown until the first step is done
         self.pending: tuple[int, Tree] | None = None
         is_host = jax.process_index() == 0
         self.log = MetricLog(workdir, resume_step=self.step, host=is_host)
@@ -246,7 +246,7 @@ class _Loop:
             self._read_logs()
             self.pending = (self.step, {f"{turn.stream}/{name}": value for name, value in logs.items()})
             self.step += 1
-            self.shown.update(self.step, training.streams[turn.stream].batch_size, loss=self._recent_loss())
+            self.shown.update(self.step, training.streams[turn.stream].batch_size, **self._recent_loss())
             if self.step % training.log_every == 0 or self.step == training.steps:
                 self._write_logs()
             evaluated = self.step % training.evaluate_every == 0 or self.step == training.steps
@@ -299,10 +299,10 @@ class _Loop:
             total, count = self.progress["meter"].get(name, (0.0, 0))
             self.progress["meter"][name] = [total + value, count + 1]
 
-    def _recent_loss(self) -> float:
+    def _recent_loss(self) -> dict[str, float]:
         for name, (total, count) in self.progress["meter"].items():
             if name.split("/")[1:] == ["loss"]:
-                self.recent_loss = total / count
+                self.recent_loss = {"loss": total / count}
         return self.recent_loss
 
     def _write_logs(self) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
+from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
 SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1}
@@ -83,3 +83,14 @@ def test_examples_of_several_sizes_are_no_batch():
     examples = [{"image": np.zeros((4, width, 1)), "valid": True} for width in (6, 6, 8)]
     with pytest.raises(InputError, match=r"differ in the shape of 'image': \[\(4, 6, 1\), \(4, 8, 1\)\]"):
         stack(examples)
+
+
+def test_boxes_are_padded_to_one_number():
+    example = {"id": "a", "boxes": np.ones((2, 4), np.float32), "box_labels": np.array([1, 2], np.int32)}
+    example["box_valid"] = np.ones(2, bool)
+    padded = pad_boxes(example, 3)
+    assert padded["box_valid"].tolist() == [True, True, False] and padded["box_labels"].tolist() == [1, 2, 0]
+    assert padded["boxes"].shape == (3, 4) and padded["boxes"].dtype == np.float32 and padded["id"] == "a"
+    assert pad_boxes({"id": "a"}, 3) == {"id": "a"}
+    with pytest.raises(InputError, match=r"image 'a' has 2 boxes, the config field max_boxes of its stream is 1"):
+        pad_boxes(example, 1)

@@ -240,8 +240,25 @@ def test_corrupt_images_are_skipped_counted_and_reported_on_demand(tmp_path, raw
 def test_split_of_corrupt_images_alone_is_an_error(tmp_path, raw):
     for path in (raw / "images").glob("b*.png"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="all 3 images of the split 'test' are corrupt"):
+    with pytest.raises(InputError, match="all 3 images of the split 'test' are corrupt") as caught:
         prepare(tmp_path, on_corrupt="skip")
+    first = next(path for path in sorted((raw / "images").glob("b*.png")) if str(path) in str(caught.value))
+    line = {"b0": 5, "b1": 6, "b2": 7}[first.stem]
+    assert re.search(
+        rf"asked for by .*labels\.csv, line {line}: {re.escape(str(first))}: cannot decode", str(caught.value)
+    )
+
+
+def test_split_named_all_is_refused(tmp_path):
+    write_toy(tmp_path / "raw")
+
+    class All(Builder):
+        def rows(self, folder):
+            return {"all": super().rows(folder)["train"]}
+
+    with pytest.raises(InputError, match="a split named 'all', which TFDS reserves"):
+        builder.prepare(types.SimpleNamespace(Builder=All), data_dir=tmp_path / "data", manual_dir=tmp_path / "raw")
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").rglob("*array_record*"))
 
 
 def test_patient_in_two_splits_is_an_error(tmp_path):

@@ -319,15 +319,21 @@ def may_change(damage: Damage, touched: list[Path], changed: set[str]) -> bool:
         return len({role(path) for path in touched}) == 1
     if damage.kind in ("remove", "truncate"):  # whole lines that no other file counts: a box, a point of a contour
         return is_table(touched[0])
-    if damage.kind == "repeat":  # a point twice
-        return fields <= {"polygons", "masks", "second_masks", "keypoints", "moving_keypoints"}
+    if damage.kind == "repeat":  # a point twice, or in XML a number whose digits stand twice
+        return touched[0].suffix == ".xml" or fields <= {
+            "polygons",
+            "masks",
+            "second_masks",
+            "keypoints",
+            "moving_keypoints",
+        }
     # Another value of the same kind.
     return damage.kind == "overwrite" or (damage.kind == "garble" and damage.garbage in ("-7", "0.5", "", "1e9"))
 
 
 def role(path: Path) -> str:
     """What a file is by its name: that of another patient or in another format is as good."""
-    name = re.sub(r"\.(png|jpg|dcm)$|frontal|lateral", "", path.name)
+    name = re.sub(r"\.(png|jpg|dcm)$|frontal|lateral|_(h|g|dr)(?=[_.])", "", path.name)
     return re.sub(r"[A-Za-z]*\d+[a-z]?", "0", re.sub(r"[\da-f-]{8,}", "0", name))
 
 

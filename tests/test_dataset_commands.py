@@ -133,6 +133,44 @@ def test_sheet_colours_boxes_masks_and_polygons_by_class(tmp_path):
     assert contact_sheet.describe({"labels": np.full(1, np.nan)}, ("Edema",), ()) == ["no class known"]
 
 
+def test_the_smaller_of_two_masks_lies_on_top_and_an_unknown_one_is_not_drawn(tmp_path):
+    masks = np.zeros((40, 60, 2), np.uint8)
+    masks[5:35, 5:55] = 1
+    masks[5, 5, 0] = 0  # its border is otherwise that of the other
+    image = np.full((40, 60, 1), 128, np.uint8)
+
+    def drawn(masks, **fields):
+        example = {"image": image, "masks": masks, **fields}
+        contact_sheet.draw(tmp_path / "a.png", [example], mask_classes=("Lungs", "Body"))
+        pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        below = pixels[len(pixels) // 4 :].reshape(-1, 3)  # without the legend
+        wanted = [[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in contact_sheet.COLOURS[:2]]
+        return [int((np.abs(below - colour).max(1) < 80).sum()) for colour in wanted]
+
+    lungs, body = drawn(masks)
+    assert lungs > 5 * body > 0
+    assert drawn(masks[..., ::-1])[1] > 5 * drawn(masks[..., ::-1])[0] > 0
+    assert drawn(masks, mask_valid=np.array([False, True]))[0] == 0
+    example = {"image": image, "masks": masks, "mask_valid": np.array([False, True]), "boxes_known": np.bool_(False)}
+    assert contact_sheet.describe(example, (), ()) == ["1 of 2 masks unknown", "boxes unknown"]
+
+
+def test_sheet_shows_both_images_of_a_pair_with_their_points(tmp_path):
+    points = np.float32([[0.25, 0.25], [0.75, 0.5]])
+    pair = {"image": np.full((40, 40, 3), 60, np.uint8), "moving": np.full((40, 40, 3), 200, np.uint8)}
+    pair |= {"keypoints": points, "moving_keypoints": points[:, ::-1]}
+    contact_sheet.draw(tmp_path / "pair.png", [pair])
+    pixels = np.asarray(Image.open(tmp_path / "pair.png").convert("RGB")).astype(int)
+    halves = np.array_split(pixels, 2, axis=1)
+    for half, grey in zip(halves, (60, 200)):
+        assert (half == grey).all(-1).mean() > 0.5
+        assert (np.ptp(half, axis=-1) > 100).sum() > 20  # the points are in colour
+    captions = [contact_sheet.describe(part, (), ()) for part in contact_sheet.parts(pair)]
+    assert captions == [["fixed, 2 points"], ["moving, 2 points"]]
+    unknown = {**pair, "keypoints": np.full((2, 2), np.nan)}
+    assert contact_sheet.describe(contact_sheet.parts(unknown)[0], (), ()) == ["fixed, points unknown"]
+
+
 def test_overlap_finds_the_same_images_in_two_builds(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     pairs = tmp_path / "pairs.csv"

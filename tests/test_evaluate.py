@@ -94,6 +94,31 @@ def test_any_size_of_split_and_batch(rows, batch_size):
     assert found.loss == pytest.approx(2)
 
 
+def test_of_pictures_the_first_rows_are_kept(monkeypatch):
+    monkeypatch.setattr(evaluate, "PICTURES", 10)
+    training, evaluation = toy.training(), _evaluation(rows=29)
+    (name, task), *_ = evaluation.tasks.items()
+
+    class Painter:
+        """Predicts a picture beside the probabilities."""
+
+        def __getattr__(self, attribute):
+            return getattr(task, attribute)
+
+        def predict(self, logits, batch):
+            return task.predict(logits, batch) | {"picture": batch["image"]}
+
+    step = evaluate.make_predict_step(training.model, {name: Painter()}, training.mesh)
+    variables = training.model.init(jax.random.key(0))
+    found = evaluate.collect(step, variables, evaluation, training.mesh)
+    predictions = found.predictions[name]
+    assert {key: len(value) for key, value in predictions.items()} == {
+        key: 10 if key == "picture" else 29 for key in predictions
+    }
+    np.testing.assert_allclose(predictions["picture"], found.images, rtol=1e-6)
+    assert len(found.images) == 10
+
+
 def test_a_loss_without_known_entries_is_zero():
     def unknown(batch):
         return {TASK: _echo(batch)[TASK] | {"loss": np.float32(0), "count": np.float32(0)}}

@@ -339,6 +339,17 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             {"classification": {"classes": ("Mass",)}},
             r"evaluations.control: its dataset has the classes \['Pneumonia'\], .* predicts \['Mass'\]",
         ),
+        (
+            "streams.shuffled.tasks",
+            {"segmentation": {}},
+            "shuffled.tasks.segmentation: needs structures, and the dataset 'medmnist' has none",
+        ),
+        (
+            "streams.shuffled.tasks",
+            {"classification": {"head": {"name": "pooled", "pretrained": "gone.pth"}}},
+            "gone.pth: no such file",
+        ),
+        ("streams.shuffled.max_boxes", 0, "streams.shuffled.max_boxes is 0: expected at least 1"),
         ("streams.shuffled.tasks", {"classification": 3}, "shuffled.tasks.classification is 3: expected a dict"),
         ("phantom", {"medmnist": 3}, "phantom.medmnist is 3: expected a dict"),
         ("phantom", {"medmnist": {"trian": 3}}, "phantom.medmnist: no option 'trian'; did you mean 'train'"),

@@ -143,6 +143,61 @@ def test_truncated_files_are_corrupt(tmp_path, encoding):
             images.read(path)
 
 
+def _png(image, **options):
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def test_png_of_every_kind_has_the_values_of_pillow():
+    colours = Image.fromarray(np.repeat(np.repeat(RGB, 6, 0), 6, 1))
+    grey = colours.convert("L")
+    cases = {
+        "grey": (_png(grey), "L"),
+        "grey, transparent value": (_png(grey, transparency=int(GREY[0, 0, 0])), "L"),
+        "grey and alpha": (_png(colours.convert("LA")), "L"),
+        "colour": (_png(colours), "RGB"),
+        "colour, transparent value": (_png(colours, transparency=(1, 2, 3)), "RGB"),
+        "colour and alpha": (_png(colours.convert("RGBA")), "RGB"),
+        "palette": (_png(colours.quantize(16)), "RGB"),
+        "palette, transparent value": (_png(colours.quantize(16), transparency=3), "RGB"),
+        "black and white": (_png(colours.convert("1")), "L"),
+        "gamma and profile": (_png(colours, icc_profile=bytes(200)), "RGB"),
+        "animation": (_png(colours, save_all=True, append_images=[Image.new("RGB", colours.size)]), "RGB"),
+        "16 bits": (_png(Image.fromarray(GREY16[..., 0])), None),
+    }
+    for case, (data, mode) in cases.items():
+        image = Image.open(io.BytesIO(data))
+        expected = np.asarray(image.convert(mode) if mode else image)
+        found = images.read_bytes(data, name="image.png")
+        np.testing.assert_array_equal(found, expected.reshape(found.shape), err_msg=case)
+        assert found.flags.c_contiguous and found.shape[2] == (3 if mode == "RGB" else 1), case
+
+
+def test_png_with_any_damage_is_corrupt():
+    data = images.encode(cv2.GaussianBlur(RNG.integers(0, 256, (90, 80, 1), dtype=np.uint8), (0, 0), 3)[..., None])
+    for length in (*range(1, len(data), 97), len(data) - 12, len(data) - 1):
+        with pytest.raises(images.CorruptImageError, match="cannot decode"):
+            images.read_bytes(data[:length], name="cut.png")
+    for place in range(40, len(data) - 12, 211):  # behind the header
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        with pytest.raises(images.CorruptImageError, match="cannot decode"):
+            images.read_bytes(bytes(damaged), name="damaged.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("shape", "size", "aspect"), [((96, 64), 20, "stretch"), ((128, 96), 60, "letterbox")])
+def test_means_over_blocks_are_those_of_opencv(monkeypatch, dtype, shape, size, aspect):
+    pixels = RNG.integers(0, np.iinfo(dtype).max + 1, (*shape, 1), dtype=dtype)
+    fit = images.Fit(*shape, size, aspect)
+    found = fit.image(pixels)
+    monkeypatch.setattr(images, "_is_blockwise", lambda *_: False)
+    difference = found.astype(int) - fit.image(pixels)
+    assert found.dtype == dtype
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.01  # exact halves may be rounded either way
+
+
 def test_is_plain_of_files_that_are_not_pictures():
     assert not images.is_plain(b"nothing", channels=1)
     assert images.is_plain(images.encode(GREY), channels=1)

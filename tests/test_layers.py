@@ -16,7 +16,7 @@ LAYERS = (
     ("tasks",),
     ("datasets", "backbones", "heads"),
     ("contact_sheet", "overlap", "verification"),  # what `python -m mediax.datasets` does with any dataset
-    ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained"),
+    ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained", "deformable_transformer"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
     (

@@ -91,6 +91,15 @@ def test_pyramid_follows_the_stem_stride(stride):
     }
 
 
+def test_the_stem_can_be_a_level():
+    backbone = resnet.Backbone(**TINY, stem_level=True, rngs=nnx.Rngs(0))
+    pyramid = compare.forward(backbone, seeded.normal("image", (2, 33, 64, 3)))
+    assert backbone.channels == {2: 8, 4: 8}
+    assert {level: x.shape for level, x in pyramid.items()} == {2: (2, 17, 32, 8), 4: (2, 9, 16, 8)}
+    pooled = nnx.max_pool(pyramid[2], (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    np.testing.assert_allclose(backbone.stages[0][0](pooled, False, None), pyramid[4], atol=1e-5)
+
+
 def test_statistics_stay_f32_in_bfloat16():
     backbone = resnet.Backbone(**TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     pyramid = compare.forward(backbone, seeded.normal("image", (4, 16, 16, 3)), train=True)
@@ -156,3 +165,5 @@ def test_messages_name_the_choices():
         resnet.Backbone(variant="20", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="stem_stride is 3"):
         resnet.Backbone(stem_stride=3, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="stem_level needs stem_stride 4, found 2"):
+        resnet.Backbone(stem_stride=2, stem_level=True, rngs=nnx.Rngs(0))

@@ -97,7 +97,8 @@ class Block(nnx.Module):
 class Stem(nnx.Module):
     """7x7 convolution of stride 2, BatchNorm, ReLU, 3x3 max-pooling of stride 2: f[B,H,W,in] -> f[B,H/4,W/4,out].
 
-    With `stride` 1 or 2 a 3x3 convolution of that stride and no pooling, for images of about 32 pixels.
+    With `stride` 1 or 2 a 3x3 convolution of that stride and no pooling, for images of about 32 pixels. Gives the
+    features before and after pooling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, dtype: Any, rngs: nnx.Rngs):
@@ -106,20 +107,21 @@ class Stem(nnx.Module):
         self.conv = _conv(in_channels, out_channels, size, conv_stride, dtype, rngs)
         self.norm = BatchNorm(out_channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         x = jax.nn.relu(self.norm(self.conv(x), train))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x
+        return x, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x
 
 
 class Backbone(nnx.Module):
     """ResNet without its head: f32[B,H,W,in_channels] -> {stride: f[B,ceil(H/stride),ceil(W/stride),C]}.
 
     `channels` is {stride: C} for the strides 4, 8, 16, 32, or `stem_stride` times 1, 2, 4, 8 (1 or 2, without pooling,
-    for small images). `depths` overrides the variant's; `width` multiplies all channels. `drop_path` is the stochastic
-    depth rate of the last block; it rises linearly from 0 at the first. `zero_init_residual` starts each block as its
-    shortcut. `remat` stores one array per block for the backward pass and recomputes the rest.
+    for small images); `stem_level` adds stride 2, the stem before its pooling, for decoders. `depths` overrides the
+    variant's; `width` multiplies all channels. `drop_path` is the stochastic depth rate of the last block; it rises
+    linearly from 0 at the first. `zero_init_residual` starts each block as its shortcut. `remat` stores one array per
+    block for the backward pass and recomputes the rest.
     Parameters are f32; the computation and the pyramid are in `dtype`, BatchNorm's statistics in f32.
-    Raises InputError for an unknown variant or stem_stride.
+    Raises InputError for an unknown variant or stem_stride, and for a `stem_level` where nothing is pooled.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Backbone(nnx.Module):
         depths: tuple[int, ...] | None = None,
         width: float = 1.0,
         stem_stride: int = 4,
+        stem_level: bool = False,
         zero_init_residual: bool = False,
         drop_path: float = 0.0,
         remat: bool = False,
@@ -140,13 +143,16 @@ class Backbone(nnx.Module):
             raise InputError(f"ResNet has no variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
         if stem_stride not in (1, 2, 4):
             raise InputError(f"ResNet's stem_stride is {stem_stride}; choose 1, 2 or 4.")
+        if stem_level and stem_stride != 4:
+            raise InputError(f"ResNet's stem_level needs stem_stride 4, found {stem_stride}: there is no other level.")
         bottleneck = VARIANTS[variant]["bottleneck"]
         self.depths = tuple(depths or VARIANTS[variant]["depths"])
         inner = [round(64 * width) * 2**stage for stage in range(len(self.depths))]
         self.widths = tuple(4 * channels if bottleneck else channels for channels in inner)
-        self.stem_stride = stem_stride
+        self.stem_stride, self.stem_level = stem_stride, stem_level
         self.num_layers = 1 + sum(self.depths)
         self.remat = remat
+        self.stem_width = inner[0]
         self.stem = Stem(in_channels, inner[0], stride=stem_stride, dtype=dtype, rngs=rngs)
         rates = iter(np.linspace(0, drop_path, sum(self.depths)).tolist())
         self.stages = nnx.List()
@@ -170,15 +176,16 @@ class Backbone(nnx.Module):
 
     @property
     def channels(self) -> dict[int, int]:  # a property: a dict as an attribute makes the module's definition unhashable
-        return {self.stem_stride * 2**stage: width for stage, width in enumerate(self.widths)}
+        stem = {self.stem_stride // 2: self.stem_width} if self.stem_level else {}
+        return stem | {self.stem_stride * 2**stage: width for stage, width in enumerate(self.widths)}
 
     def __call__(self, image: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[int, jax.Array]:
-        x = self.stem(image, train)
-        pyramid = {}
-        for stride, blocks in zip(self.channels, self.stages):
+        fine, x = self.stem(image, train)
+        pyramid = {self.stem_stride // 2: fine} if self.stem_level else {}
+        for stage, blocks in enumerate(self.stages):
             for block in blocks:
                 x = run_block(block, x, train, rngs, remat=self.remat)
-            pyramid[stride] = x
+            pyramid[self.stem_stride * 2**stage] = x
         return pyramid
 
     def layer_of(self, path: tuple[str | int, ...]) -> int:

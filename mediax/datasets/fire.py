@@ -108,7 +108,7 @@ class Builder(builder.Builder):
             photographs.check_inside(half, height, width, row.where)
         shipped = row.fields["field_of_view"]
         return {
-            "moving": self._encode_moving(row.fields["moving"], moving),
+            "moving": self.encoded(row.fields["moving"], moving),
             # The files have x first, records y.
             "keypoints": points[:, 1::-1],
             "moving_keypoints": points[:, :1:-1],
@@ -116,12 +116,6 @@ class Builder(builder.Builder):
             "category": row.fields["category"],
             "points_wrong": row.fields["points_wrong"],
         }
-
-    def _encode_moving(self, path: Path, pixels: np.ndarray) -> bytes:
-        """As the base class does it with `image`: the file's own bytes where nothing of them changes."""
-        data = path.read_bytes()
-        kept = not {"size", "encoding"} & set(self.builder_config.chosen()) and images.is_plain(data, self.CHANNELS)
-        return data if kept else self.encode(self.fit(pixels).image(pixels))
 
 
 def field_of_view(image: Path) -> Path | None:

@@ -95,11 +95,13 @@ class Builder(builder.Builder):
         return splits
 
     def annotations(self, row, pixels):
+        from mediax import dicom  # imported where it is needed: pydicom takes a second, which reading can spare
+
         masks = [decode(where, text, *pixels.shape[:2]) for where, text in row.fields["runs"]]
         return {
             "labels": row.fields["labels"],
             "masks": np.maximum.reduce(masks)[..., None],
-            "spacing_mm": read_spacing(row.image),
+            "spacing_mm": dicom.read_spacing(row.image),
         }
 
 
@@ -146,14 +148,6 @@ def decode(where: str, text: str, height: int, width: int) -> np.ndarray:
         return rle.siim_decode(text, height, width)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def read_spacing(path: Path) -> tuple[float, float]:
-    """The pixel spacing of a DICOM file, (row, column) in mm, NaN where unknown."""
-    from mediax import dicom  # imported where it is needed: pydicom takes a second, which reading a built set can spare
-
-    found = dicom.read_tags(path, dicom.SPACING_TAGS).values()
-    return next((tuple(spacing) for spacing in found if spacing), (np.nan, np.nan))
 
 
 def classes(config=None, **_) -> tuple[str, ...]:

@@ -183,7 +183,8 @@ def read_list(root: Path, names: Path) -> Iterator[Entry]:
         if name:
             table = root / "annotations/xml" / f"{PurePosixPath(name).stem}.xml"
             boxed = name.startswith("tb/") and table.is_file()
-            yield Entry(name, f"{names}, line {number}", *(read_xml(table) if boxed else read_boxes([])))
+            where = str(table) if boxed else f"{names}, line {number}"
+            yield Entry(name, where, *(read_xml(table) if boxed else read_boxes([])))
 
 
 def read_xml(path: Path) -> tuple[np.ndarray, np.ndarray]:

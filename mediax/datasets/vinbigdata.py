@@ -184,7 +184,9 @@ class Builder(builder.Builder):
         return dicom.read(row.image).to_uint8("window")
 
     def annotations(self, row, pixels):
-        return {**row.fields, "spacing_mm": read_spacing(row.image)}
+        from mediax import dicom  # see `load`
+
+        return {**row.fields, "spacing_mm": dicom.read_spacing(row.image)}
 
 
 def find_kaggle(folder: Path) -> Release | None:
@@ -332,14 +334,6 @@ def record_fields(reading: Reading) -> dict[str, np.ndarray]:
         "readers": np.int32(readers),
         "reader_labels": np.stack([reading.labels[reader] for reader in readers]),
     }
-
-
-def read_spacing(path: Path) -> tuple[float, float]:
-    """The pixel spacing of a DICOM file, (row, column) in mm, NaN where unknown."""
-    from mediax import dicom
-
-    found = dicom.read_tags(path, dicom.SPACING_TAGS).values()
-    return next((tuple(spacing) for spacing in found if spacing), (np.nan, np.nan))
 
 
 def classes(config=None, *, classes: str | None = None, **_) -> tuple[str, ...]:

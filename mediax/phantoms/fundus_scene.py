@@ -111,13 +111,16 @@ class Scene:
         widths = [vessel.widths * self._beading(vessel) for vessel in vessels]
         return Lines(self.view, [vessel.points for vessel in vessels], widths)
 
+    @cached_property
+    def _beaded_quadrants(self) -> set[tuple[int, int]]:
+        return {lesion.quadrant for lesion in self.lesions if lesion.kind == lesions_of.BEADING}
+
     def _beading(self, vessel) -> np.ndarray | float:
         """The factor on a vein's width: a string of beads in the quadrants that have them."""
-        quadrants = {lesion.quadrant for lesion in self.lesions if lesion.kind == lesions_of.BEADING}
-        if vessel.kind != "vein" or vessel.order > 1 or not quadrants:
+        if vessel.kind != "vein" or vessel.order > 1 or not self._beaded_quadrants:
             return 1.0
         side = np.where(vessel.points >= MIDDLE, 1, -1)
-        here = np.any([(side == quadrant).all(axis=1) for quadrant in quadrants], axis=0)
+        here = np.any([(side == quadrant).all(axis=1) for quadrant in self._beaded_quadrants], axis=0)
         along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(vessel.points, axis=0).T))])
         return 1 + here * (0.12 + 0.4 * np.sin(2 * np.pi * along / 0.42))
 
@@ -190,7 +193,7 @@ class Scene:
         mottle = sum(
             strength * _noise(rng, cell) for cell, strength in ((0.25, 0.012), (0.7, 0.02), (2.0, 0.04), (6, 0.07))
         )
-        reach = np.hypot(x, y * 1.08)
+        reach = np.sqrt(x**2 + (y * 1.08) ** 2)
         periphery = 1 - np.exp(-((reach / 3.2) ** 2))
         choroid = (0.35 - np.abs(_noise(rng, 0.55) + 0.6 * _noise(rng, 1.1))).clip(-0.5) * periphery
         melanin = mottle - 0.16 * (fair**1.5 + 0.15) * choroid
@@ -208,10 +211,13 @@ class Scene:
 
     def _nerve_fibres(self, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The sheen of the nerve fibres f32[h,w]: striped bundles above and below the disc."""
-        right, down = x - self.eye.disc_centre[0], y - self.eye.disc_centre[1]
-        reach, turn = np.hypot(right, down), np.arctan2(down, right + 0.25 * np.abs(down))
-        bundles = np.abs(np.sin(turn)) ** 1.5 * np.exp(-(((reach - 1.3) / 1.5) ** 2))
+        centre_x, centre_y = self.eye.disc_centre.tolist()
+        right, down = x - centre_x, y - centre_y
+        reach, turn = np.sqrt(right**2 + down**2), np.arctan2(down, right + 0.25 * np.abs(down))
+        height = np.abs(np.sin(turn))
+        bundles = height * np.sqrt(height) * np.exp(-(((reach - 1.3) / 1.5) ** 2))
         stripes = np.interp(turn, np.linspace(-np.pi, np.pi, 200), 1 + 0.35 * rng.standard_normal(200))
+        stripes = stripes.astype(np.float32)
         youth = float(np.clip(1.25 - self.eye.person.age / 80, 0.2, 1))
         return youth * 0.75 * bundles * stripes
 

@@ -15,6 +15,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.model import Build
 
+STUDIES = True  # the maximum of its scores over the images of a study is a score of the study
 THRESHOLDS = {
     "youden": metrics.youden_thresholds,
     "f1": metrics.f1_thresholds,

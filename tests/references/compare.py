@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from references import seeded
 from mediax import pretrained
 from mediax.heads.pooled import Head
 
+MEASURED: list[dict] = []  # what was compared in this session: conftest.py writes it for docs/models.md
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -142,6 +144,7 @@ def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict
             for path, array in arrays.items()
         ]
         array = np.asarray(ours[part][path], np.float64)
+        _measure(prefix, abs(np.linalg.norm(array) - norm) / norm)
         assert abs(np.linalg.norm(array) - norm) <= tolerance * norm, (prefix, name)
         assert abs(np.sum(array * direction) - projection) <= 3 * tolerance * norm, (prefix, name)
         if f"{prefix}/whole/{name}" in expected:
@@ -153,4 +156,12 @@ def assert_close(actual, expected, tolerance: float, what: str) -> None:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, what
     error = np.abs(actual - expected).max() / np.abs(expected).max()
+    _measure(what, error)
     assert error <= tolerance, f"{what}: relative difference {error:.1e}"
+
+
+def _measure(what: str, error: float) -> None:
+    """Keeps a relative difference with the test that found it."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+    kind = next((kind for kind in ("gradient", "training") if kind in what), "inference")
+    MEASURED.append({"test": test, "kind": "training" if "running" in what else kind, "difference": float(error)})

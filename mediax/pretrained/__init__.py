@@ -33,10 +33,7 @@ def read(path: str | File) -> dict[str, np.ndarray]:
     Floating-point tensors become f32. Raises InputError for a missing, damaged, unsafe or unknown file.
     """
     path = File(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; expected pretrained weights (.safetensors or .pth). Download them first."
-        )
+    check_exists(path)
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
@@ -44,6 +41,15 @@ def read(path: str | File) -> dict[str, np.ndarray]:
     else:
         raise InputError(f"{path}: weights are read from .safetensors, .pth, .pt, .bin or .ckpt, not {path.suffix!r}.")
     return {name.removeprefix("module."): array for name, array in tensors.items()}
+
+
+def check_exists(path: str | File) -> None:
+    """Raises InputError if there is no such file."""
+    if not File(path).is_file():
+        raise InputError(
+            f"{path}: no such file; expected pretrained weights (.safetensors or .pth). `python -m mediax.pretrained "
+            "convert NAME --to DIR` downloads those of `python -m mediax.pretrained list`."
+        )
 
 
 def _read_safetensors(path: File) -> dict[str, np.ndarray]:

@@ -1,0 +1,92 @@
+"""Lungs and heart on chest radiographs, trained on CheXmask's masks: by U-Net, U-Net++, UPerNet or a Swin U-Net.
+
+    python -m mediax.main --config=configs/chexmask.py --manual_dir=RAW --workdir=runs/chexmask
+        --config.backbone.pretrained=resnet50-11ad3fa6.safetensors
+    python -m mediax.main --config=configs/chexmask.py:upernet,phantom --workdir=runs/phantom --data_dir=data
+
+CheXmask's masks are a network's (Gaggion et al., Scientific Data 11, 2024): a figure on them says how well that network
+is imitated, not how well a radiologist is. They are joined to ChestX-ray14, in its official split.
+"""
+
+from ml_collections import ConfigDict
+
+RESNET_50 = {"name": "resnet", "channels": 1, "options": {"variant": "50", "stem_level": True}}
+SWIN_TINY = {"name": "swin", "channels": 1, "options": {"variant": "tiny", "drop_path": 0.2}}
+MODELS = {
+    "unet": (RESNET_50, {"name": "unet"}),
+    "unet_plus_plus": (RESNET_50, {"name": "unet_plus_plus", "deep_supervision": True}),
+    "upernet": (SWIN_TINY, {"name": "upernet", "dropout": 0.1}),
+    "swin_unet": (SWIN_TINY, {"name": "unet"}),
+}
+# The same networks, small enough for minutes on a laptop.
+ENCODER = {"name": "unet_encoder", "channels": 1, "options": {"variant": "eighth", "normalize": True}}
+SWIN = {
+    "name": "swin",
+    "channels": 1,
+    "options": {"width": 24, "depths": (1, 1, 2), "heads": (1, 2, 4), "windows": (8, 8, 8)},
+}
+SMALL_MODELS = {
+    "unet": (ENCODER, {"name": "unet", "upsampling": "transposed", "widths": (64, 32, 16, 8), "output_size": 1}),
+    "unet_plus_plus": (ENCODER, {"name": "unet_plus_plus", "widths": (64, 32, 16, 8), "deep_supervision": True}),
+    "upernet": (SWIN, {"name": "upernet", "width": 32}),
+    "swin_unet": (SWIN, {"name": "unet", "widths": (48, 32, 16, 8)}),
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The variant is a model (default: unet), `phantom` (made-up radiographs, in minutes on a laptop), or both."""
+    words = [word for word in variant.split(",") if word]
+    phantom = "phantom" in words
+    models = [word for word in words if word != "phantom"] or ["unet"]
+    if len(models) != 1 or models[0] not in MODELS:
+        raise ValueError(f"no variant {variant!r}; valid: one of {', '.join(MODELS)}, with `,phantom` or without")
+    backbone, head = (SMALL_MODELS if phantom else MODELS)[models[0]]
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 20_000
+    config.log_every = 100
+    config.evaluate_every = config.checkpoint_every = 2_000
+    config.backbone = backbone
+    config.streams = {
+        "chexmask": {
+            "dataset": "chexmask",
+            "build": {"size": 256, "source": "chestxray14"},
+            "batch_size": 32,
+            "transform": (
+                {"name": "random_affine", "rotate": 10, "translate": 0.05, "scale": 0.1, "probability": 0.9},
+                {"name": "random_intensity", "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
+            ),
+            "tasks": {"segmentation": {"head": head, "losses": {"cross_entropy": 1.0, "dice": 1.0}}},
+        }
+    }
+    config.evaluations = {
+        "validation": {"split": "validation", "during_training": True},
+        "test": {"split": "test"},
+    }
+    config.best = {"metric": "validation/segmentation/dice/macro", "patience": 5}
+    config.optimizer = {
+        "name": "adamw",
+        "peak": 3e-4,
+        "warmup_steps": 500,
+        "weight_decay": 0.01,
+        "per_part": {"head/*": {"peak": 1e-3}},
+    }
+    config.precision = "bfloat16"
+    config.workers = 8
+    return _phantom(config) if phantom else config
+
+
+def _phantom(config: ConfigDict) -> ConfigDict:
+    config.phantom = {"chexmask": {"count": 240, "size": 128}}
+    stream = config.streams.chexmask
+    stream.build.size = 128
+    stream.batch_size = 8
+    stream.transform = ({"name": "random_affine", "rotate": 5, "translate": 0.04, "scale": 0.05, "probability": 0.9},)
+    config.steps = 400
+    config.log_every = 10
+    config.evaluate_every = config.checkpoint_every = 100
+    config.optimizer = {"name": "adamw", "peak": 3e-3, "warmup_steps": 20, "weight_decay": 0.01}
+    config.precision = "float32"
+    config.workers = 0
+    config.cpu_devices = 2
+    return config

@@ -1,0 +1,126 @@
+"""Mask R-CNN equals torchvision's (tests/references/detection.py wrote the golden) in detections, losses, gradients."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from references import compare, detectors, seeded
+from references.detectors import CLASSES, SIZE
+
+from mediax.backbones import resnet
+from mediax.errors import InputError
+from mediax.heads import mask_rcnn
+
+EVERYTHING = 10**6
+SMALL = {
+    "width": 8,
+    "hidden": 16,
+    "anchor_sizes": (8, 16, 32, 64, 128),
+    "candidates": 40,
+    "proposals": 30,
+    "detections": 12,
+}
+LOSSES = {  # torchvision's names and ours
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "proposal_box",
+    "loss_classifier": "class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+}
+
+
+def targets():
+    return detectors.targets() | {
+        "masks": jnp.asarray((seeded.normal("masks", (2, *SIZE, CLASSES)) > -0.3).astype(np.uint8)),
+        "mask_valid": jnp.ones((2, CLASSES), bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def against_torchvision():
+    """(golden, outputs, gradients of the weights, gradients of the pyramid), all samples taken, in float64."""
+    golden = compare.load("mask_rcnn")
+    options = SMALL | {"anchors_sampled": EVERYTHING, "sampled": EVERYTHING, "lowest_score": 0.2}
+    return golden, *detectors.run(
+        mask_rcnn, golden, lambda losses: sum(losses.values()).mean(), targets=targets(), **options
+    )
+
+
+def test_losses_equal_torchvision(against_torchvision):
+    golden, outputs, _, _ = against_torchvision
+    for row in range(2):
+        for theirs, ours in LOSSES.items():
+            expected = float(golden[f"losses/{row}/{theirs}"])
+            assert float(outputs["losses"][ours][row]) == pytest.approx(expected, rel=1e-6), (row, ours)
+    assert outputs["losses"]["mask"][0] > 0 and outputs["losses"]["mask"][1] == 0
+
+
+def test_gradients_equal_torchvision(against_torchvision):
+    golden, _, slopes, level_slopes = against_torchvision
+    shapes = json.loads(str(golden["shapes"]))
+    compare.assert_summary(mask_rcnn, {"backbone": {}, "head": slopes}, golden, "gradient", shapes, 1e-5)
+    for stride, slope in level_slopes.items():
+        compare.assert_close(slope, golden[f"gradient/level/{stride}"], 1e-5, f"level {stride}")
+
+
+def test_detections_equal_torchvision(against_torchvision):
+    golden, outputs, _, _ = against_torchvision
+    for row in range(2):
+        expected = {name: golden[f"found/{row}/{name}"] for name in ("boxes", "scores", "labels", "masks")}
+        count = len(expected["scores"])
+        assert count > 0 and (outputs["scores"][row, count:] == 0).all()
+        boxes = np.asarray(outputs["boxes"][row, :count] * np.array([*SIZE, *SIZE]))[:, [1, 0, 3, 2]]
+        compare.assert_close(boxes, expected["boxes"], 1e-5, "boxes")
+        compare.assert_close(outputs["scores"][row, :count], expected["scores"], 1e-5, "scores")
+        np.testing.assert_array_equal(outputs["labels"][row, :count] + 1, expected["labels"])
+        compare.assert_close(outputs["masks"][row, :count], expected["masks"][:, 0], 1e-5, "masks")
+
+
+def test_every_published_tensor_has_its_place():
+    shapes = json.loads(str(compare.load("mask_rcnn")["published"]))
+    parts = mask_rcnn.translate({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()})
+
+    def build():
+        backbone = resnet.Backbone(variant="50", rngs=nnx.Rngs(0))
+        return backbone, mask_rcnn.Head(backbone.channels, 90, rngs=nnx.Rngs(0))
+
+    backbone, head = map(compare.variables_of, nnx.eval_shape(build))
+    places = compare.flat(head["params"])
+    assert {path: leaf.shape for path, leaf in places.items()} == {path: a.shape for path, a in parts["head"].items()}
+    body = resnet.translate(parts["backbone"])["backbone"]
+    assert set(body) == set(compare.flat(backbone["params"])) | set(compare.flat(backbone["batch_stats"]))
+    # torchvision's BatchNorm is frozen here, so its table counts no scale and no bias of the backbone.
+    counted = {path: leaf for path, leaf in compare.flat(backbone["params"]).items() if path[-1] == "kernel"} | places
+    assert sum(leaf.size for leaf in counted.values()) == 44_401_393
+
+
+def test_the_names_of_older_files_are_known():
+    weights = {
+        "backbone.fpn.inner_blocks.0.weight": np.zeros((8, 6, 1, 1)),
+        "rpn.head.conv.bias": np.zeros(8),
+        "roi_heads.mask_head.mask_fcn4.bias": np.zeros(8),
+    }
+    assert set(mask_rcnn.translate(weights)["head"]) == {
+        ("fpn", "lateral", 0, "kernel"),
+        ("rpn", "conv", "bias"),
+        ("mask_branch", "convs", 3, "bias"),
+    }
+
+
+def test_sampling_keeps_its_numbers_and_its_share():
+    state = jnp.asarray(np.random.default_rng(0).choice([1, 0, -1], 200, p=[0.3, 0.5, 0.2]))
+    for seed in range(3):
+        chosen = mask_rcnn._sample(state, 40, 0.25, jax.random.key(seed))
+        assert (chosen & (state == 1)).sum() == 10 and (chosen & (state == 0)).sum() == 30
+        assert not (chosen & (state == -1)).any()
+    few = jnp.where(jnp.arange(200) < 3, 1, 0)
+    chosen = mask_rcnn._sample(few, 40, 0.25, jax.random.key(0))
+    assert chosen[:3].all() and chosen.sum() == 40
+
+
+def test_unequal_numbers_of_anchor_sizes_and_strides_are_named():
+    with pytest.raises(InputError, match="expected 3, one for each stride"):
+        mask_rcnn.Head({8: 4, 16: 4}, 2, rngs=nnx.Rngs(0))

@@ -1,0 +1,137 @@
+"""`python -m mediax.pretrained`: the list is complete, files are recognised, checked and converted."""
+
+import json
+import struct
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from mediax import catalog, pretrained
+from mediax.backbones import resnet
+from mediax.pretrained.__main__ import main, published
+
+
+@pytest.fixture(scope="module")
+def resnet_18(tmp_path_factory):
+    """ResNet-18's tensors under torchvision's names, in torch's layout, with small random values."""
+    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    generator = np.random.default_rng(0)
+    save_file({name: generator.normal(size=shape).astype(np.float16) for name, shape in names_and_shapes()}, path)
+    return path
+
+
+def names_and_shapes():
+    yield from norm_of("bn1", 64)
+    yield "conv1.weight", (64, 3, 7, 7)
+    channels = 64
+    for stage in range(4):
+        width = 64 * 2**stage
+        for block in range(2):
+            prefix = f"layer{stage + 1}.{block}"
+            for index, inputs in ((1, channels), (2, width)):
+                yield f"{prefix}.conv{index}.weight", (width, inputs, 3, 3)
+                yield from norm_of(f"{prefix}.bn{index}", width)
+            if channels != width:
+                yield f"{prefix}.downsample.0.weight", (width, channels, 1, 1)
+                yield from norm_of(f"{prefix}.downsample.1", width)
+            channels = width
+    yield "fc.weight", (1000, 512)
+    yield "fc.bias", (1000,)
+
+
+def norm_of(name, width):
+    for word in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{word}", (width,)
+
+
+def test_the_list_names_every_file_with_source_licence_and_normalisation(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for backbone, variant, file in published():
+        assert f"  {variant}: {file['file']}" in printed and file["source"] in printed and file["licence"]
+        assert len(catalog.load("backbones", backbone).MEAN) == 3
+    assert main(["list", "resnet"]) == 0
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in capsys.readouterr().out
+    assert main(["list", "resnets"]) == 2
+    assert "did you mean 'resnet'" in capsys.readouterr().err
+
+
+def test_a_file_is_recognised_and_its_tensors_are_accounted_for(resnet_18, tmp_path, capsys):
+    assert main(["convert", str(resnet_18), "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "122 tensors" not in printed and "102 tensors" in printed  # 100 of the backbone, 2 of the classifier
+    assert "backbone resnet, variant 18: 100 tensors set from pretrained weights" in printed
+    written = tmp_path / "new" / "mine.safetensors"
+    original, converted = pretrained.read(resnet_18), pretrained.read(written)
+    assert original.keys() == converted.keys()
+    assert all(np.array_equal(original[name], converted[name]) for name in original)
+    header = json.loads(written.read_bytes()[8 : 8 + struct.unpack("<Q", written.read_bytes()[:8])[0]])
+    assert header["__metadata__"]["sha256"] == pretrained.sha256(resnet_18)
+    module = nnx.eval_shape(lambda: resnet.Backbone(variant="18", rngs=nnx.Rngs(0)))
+    shapes = {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in KINDS.items()}
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    _, report = pretrained.warm_start(variables, resnet.translate(converted)["backbone"], part="backbone")
+    assert not report.left_over and not report.missing
+
+
+KINDS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(resnet_18, tmp_path, capsys):
+    impostor = tmp_path / "resnet18-f37072fd.pth"
+    impostor.write_bytes(resnet_18.read_bytes())
+    assert main(["convert", str(impostor), "--to", str(tmp_path)]) == 2
+    assert "expected f37072fd..." in capsys.readouterr().err
+
+
+def test_unknown_names_and_files_are_said(tmp_path, capsys):
+    save_file({"strange.weight": np.zeros((2, 2), np.float32)}, tmp_path / "strange.safetensors")
+    assert main(["convert", str(tmp_path / "strange.safetensors"), "--to", str(tmp_path)]) == 2
+    assert "no backbone knows all of its 1 names" in capsys.readouterr().err
+    assert main(["convert", "resnet18-f37072fe.pth", "--to", str(tmp_path)]) == 2
+    assert "did you mean 'resnet18-f37072fd.pth'" in capsys.readouterr().err
+    path = str(tmp_path / "strange.safetensors")
+    assert main(["convert", path, "--to", str(tmp_path), "--backbone", "resnet"]) == 2
+    assert "strange.weight" in capsys.readouterr().err
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class _Short(_Quiet):
+    """Promises more bytes than it sends."""
+
+    def send_header(self, keyword, value):
+        super().send_header(keyword, str(int(value) + 7) if keyword == "Content-Length" else value)
+
+
+@pytest.fixture
+def serve(resnet_18):
+    servers = []
+
+    def start(handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=resnet_18.parent))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_a_url_is_downloaded_whole_or_not_at_all(serve, resnet_18, tmp_path, capsys):
+    assert main(["convert", f"{serve(_Quiet)}/mine.safetensors", "--to", str(tmp_path / "good")]) == 0
+    assert (tmp_path / "good" / "mine.safetensors").is_file()
+    assert main(["convert", f"{serve(_Quiet)}/none.safetensors", "--to", str(tmp_path / "none")]) == 2
+    assert "404" in capsys.readouterr().err
+    assert main(["convert", f"{serve(_Short)}/mine.safetensors", "--to", str(tmp_path / "short")]) == 2
+    assert not list((tmp_path / "short").iterdir())

@@ -1,0 +1,219 @@
+"""The segmentation task: losses against formulas, what is left out of them, metrics against a loop, thresholds."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mediax.errors import InputError
+from mediax.tasks.segmentation import Task
+
+NAMES = ("Left Lung", "Right Lung", "Heart")
+TASK = Task("stream/segmentation", NAMES)
+RNG = np.random.default_rng(0)
+
+
+def make_batch(rows=4, size=(6, 5), exclusive=False):
+    masks = RNG.integers(0, 2, (rows, *size, 3), np.uint8)
+    if exclusive:
+        masks = (RNG.integers(0, 4, (rows, *size, 1)) == np.arange(1, 4)).astype(np.uint8)
+    return {
+        "image": np.zeros((rows, *size, 1), np.float32),
+        "valid": np.ones(rows, bool),
+        "masks": masks,
+        "mask_valid": np.ones((rows, 3), bool),
+    }
+
+
+def logits_of(batch, outputs=3, branches=1):
+    return jnp.asarray(RNG.normal(size=(branches, *batch["image"].shape[:3], outputs)), jnp.float32)
+
+
+def whole_loss(task, logits, batch):
+    return float(jax.jit(lambda x, batch: task.loss(x, batch, task.count(batch))[0])(logits, batch))
+
+
+def evaluated(task, logits, batch):
+    return jax.device_get(jax.jit(lambda x, batch: (task.predict(x, batch), task.targets(batch)))(logits, batch))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def test_losses_are_their_formulas():
+    batch = make_batch()
+    logits = logits_of(batch)
+    p, y = sigmoid(logits[0]), batch["masks"]
+    true = np.where(y, p, 1 - p)
+    dice = (2 * (p * y).sum((1, 2)) + 1) / ((p + y).sum((1, 2)) + 1)
+    expected = {
+        "cross_entropy": -np.log(true).mean(),
+        "focal": (-((1 - true) ** 2) * np.log(true)).mean(),
+        "dice": (1 - dice).mean(),
+    }
+    for name, value in expected.items():
+        assert whole_loss(replace(TASK, losses={name: 1.0}), logits, batch) == pytest.approx(value, rel=1e-5)
+    loss, logs = jax.jit(lambda x: TASK.loss(x, batch, TASK.count(batch)))(logits)
+    assert float(loss) == pytest.approx(expected["cross_entropy"] + expected["dice"], rel=1e-5)
+    assert set(logs) == {"loss", "cross_entropy", "dice"}
+
+
+def test_exclusive_losses_are_their_formulas():
+    batch = make_batch(exclusive=True)
+    logits = logits_of(batch, outputs=4)
+    p = np.exp(np.asarray(logits[0], np.float64))
+    p /= p.sum(-1, keepdims=True)
+    y = np.concatenate([1 - batch["masks"].max(-1, keepdims=True), batch["masks"]], -1)
+    true = (p * y).sum(-1)
+    dice = (2 * (p * y).sum((1, 2)) + 1) / ((p + y).sum((1, 2)) + 1)
+    expected = {
+        "cross_entropy": -np.log(true).mean(),
+        "focal": (-((1 - true) ** 2) * np.log(true)).mean(),
+        "dice": (1 - dice[:, 1:]).mean(),
+    }
+    for name, value in expected.items():
+        task = replace(TASK, exclusive=True, losses={name: 1.0})
+        assert whole_loss(task, logits, batch) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_slices_add_up_and_padding_does_not_count(exclusive):
+    task = replace(TASK, exclusive=exclusive)
+    batch = make_batch(exclusive=exclusive)
+    batch["mask_valid"][1, 2], batch["valid"][3] = False, False
+    logits, count = logits_of(batch, 3 + exclusive), task.count(batch)
+    assert float(count) == (2 if exclusive else 8)
+    slices = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
+    sums = sum(float(task.loss(x, part, count)[0]) for x, part in zip((logits[:, :2], logits[:, 2:]), slices))
+    assert sums == pytest.approx(whole_loss(task, logits, batch), rel=1e-5)
+
+
+def test_unknown_structures_and_unseen_pixels_have_no_gradient():
+    batch = make_batch()
+    batch["mask_valid"][0, 1] = False
+    batch["field_of_view"] = np.ones((4, 6, 5), np.uint8)
+    batch["field_of_view"][:, :2] = 0
+    slope = jax.jit(jax.grad(lambda x: TASK.loss(x, batch, TASK.count(batch))[0]))(logits_of(batch))[0]
+    silent = np.zeros(slope.shape, bool)
+    silent[0, ..., 1] = silent[:, :2] = True
+    np.testing.assert_array_equal(np.asarray(slope) == 0, silent)
+
+
+def test_branches_are_averaged():
+    batch = make_batch()
+    logits = logits_of(batch, branches=3)
+    each = [whole_loss(TASK, branch[None], batch) for branch in logits]
+    assert whole_loss(TASK, logits, batch) == pytest.approx(np.mean(each), rel=1e-5)
+    probabilities = TASK.predict(logits, batch)["probabilities"]
+    np.testing.assert_allclose(probabilities, sigmoid(logits).mean(0), rtol=1e-5)
+
+
+def scored(task, logits, batch, groups=None, resamples=0, calibration=None):
+    predictions, targets = evaluated(task, logits, batch)
+    calibration = task.calibrate(predictions, targets) if calibration is None else calibration
+    results = task.metrics(predictions, targets, calibration=calibration, groups=groups, resamples=resamples)
+    return {metric.name: metric for metric in results}
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_metrics_equal_a_loop_over_images(exclusive):
+    task = replace(TASK, exclusive=exclusive)
+    batch = make_batch(exclusive=exclusive)
+    batch["field_of_view"] = RNG.integers(0, 2, (4, 6, 5), np.uint8)
+    batch["mask_valid"][2, 0] = False
+    logits = logits_of(batch, 3 + exclusive)
+    results = scored(task, logits, batch)
+    for k, name in enumerate(NAMES):
+        dice, iou = [], []
+        for row in range(4):
+            if (row, k) == (2, 0):
+                continue
+            inside = batch["field_of_view"][row] == 1
+            x = np.asarray(logits[0, row])
+            called = (x.argmax(-1) == k + 1 if exclusive else x[..., k] >= 0)[inside]
+            true = batch["masks"][row, ..., k][inside] == 1
+            dice.append(2 * (called & true).sum() / (called.sum() + true.sum()))
+            iou.append((called & true).sum() / (called | true).sum())
+        assert results[f"dice/{name}"].value == pytest.approx(np.mean(dice))
+        assert results[f"iou/{name}"].value == pytest.approx(np.mean(iou))
+        assert results[f"dice/{name}"].n == len(dice)
+    macro = np.mean([results[f"dice/{name}"].value for name in NAMES])
+    assert results["dice/macro"].value == pytest.approx(macro)
+
+
+def test_empty_masks_follow_the_rule():
+    batch = make_batch()
+    batch["masks"][:] = 0
+    batch["masks"][0, 2, 2, 0] = 1
+    logits = np.full((1, 4, 6, 5, 3), -9.0, np.float32)
+    logits[0, 0, 2, 2, 0] = logits[0, 1, 0, 0, 0] = 9  # image 0 right, image 1 a false alarm, 2 and 3 rightly empty
+    results = scored(TASK, jnp.asarray(logits), batch)
+    assert results["dice/Left Lung"].value == results["iou/Left Lung"].value == 0.75
+    assert results["dice_present/Left Lung"].value == 1 and results["dice_present/Left Lung"].n == 1
+    assert results["dice/Heart"].value == 1
+    assert np.isnan(results["dice_present/Heart"].value) and "undefined" in results["dice_present/Heart"].note
+    assert results["dice_present/macro"].value == 1 and "Heart" in results["dice_present/macro"].note
+
+
+def test_intervals_come_from_patients():
+    batch = make_batch(rows=40, size=(3, 3))
+    logits = logits_of(batch)
+    by_image = scored(TASK, logits, batch, resamples=300)["dice/macro"]
+    assert by_image.low < by_image.value < by_image.high
+    one = scored(TASK, logits, batch, np.array(["a"] * 40), resamples=300)["dice/macro"]
+    assert np.isnan(one.low) and one.value == pytest.approx(by_image.value)
+    # The same images twice over are no more evidence if patients are drawn.
+    twice = {name: np.concatenate([value, value]) for name, value in batch.items()}
+    patients = np.tile(np.arange(40), 2)
+    doubled = scored(TASK, jnp.concatenate([logits, logits], 1), twice, patients, resamples=300)["dice/macro"]
+    assert (doubled.low, doubled.high) == pytest.approx((by_image.low, by_image.high))
+
+
+def test_the_threshold_of_the_best_dice_is_chosen_on_validation_data():
+    task = replace(TASK, threshold="dice")
+    batch = make_batch()
+    probabilities = np.where(batch["masks"], 0.28, 0.22)[None]  # every threshold from 0.22 to 0.28 is perfect
+    logits = jnp.asarray(np.log(probabilities / (1 - probabilities)), jnp.float32)
+    predictions, targets = evaluated(task, logits, batch)
+    calibration = task.calibrate(predictions, targets)
+    assert calibration == {"thresholds": [0.25] * 3}
+    assert scored(task, logits, batch, calibration=calibration)["dice/macro"].value == 1
+    batch["mask_valid"][:] = False
+    unknown = jax.device_get(task.targets(batch))
+    assert task.calibrate(predictions, unknown) == {"thresholds": [0.5] * 3}
+
+
+def test_without_masks_there_are_probabilities_alone():
+    batch = make_batch()
+    logits = logits_of(batch)
+    del batch["masks"]
+    assert set(TASK.predict(logits, batch)) == {"probabilities"}
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_overlays_are_drawn(exclusive, tmp_path):
+    task = replace(TASK, exclusive=exclusive)
+    batch = make_batch(size=(16, 16), exclusive=exclusive)
+    batch["mask_valid"][1] = False
+    predictions, targets = evaluated(task, logits_of(batch, 3 + exclusive), batch)
+    task.draw_samples(tmp_path, "test", batch["image"], predictions, targets, task.calibrate(predictions, targets))
+    assert (tmp_path / "samples_test.png").stat().st_size > 1000
+
+
+def test_messages_name_what_fits():
+    for options, words in (
+        ({"losses": {"dise": 1.0}}, "did you mean 'dice'"),
+        ({"losses": {}}, "expected name -> weight"),
+        ({"losses": {"dice": -1.0}}, "expected 0 or more"),
+        ({"threshold": "youden"}, "expected 0 to 1, or 'dice'"),
+        ({"structures": ()}, "expected the names of the masks' channels"),
+        ({"head": "unet"}, "expected a dict"),
+        ({"head": {"name": "unet", "width": 3}}, "did you mean 'widths'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            replace(TASK, **options)
+    with pytest.raises(InputError, match=r"predicts 2 structures.*has 3 masks"):
+        replace(TASK, structures=("Left Lung", "Heart")).targets(make_batch())

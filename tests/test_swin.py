@@ -1,0 +1,192 @@
+"""Swin and Swin V2 equal the published networks (tests/references/swin.py wrote the goldens); their options work."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from references import compare, multiply_adds, seeded
+
+from mediax.backbones import swin
+from mediax.errors import InputError
+from mediax.heads.pooled import Head
+
+SMALL = {"width": 8, "depths": (2, 2), "heads": (2, 4), "windows": (4, 4)}
+GREY = {**SMALL, "depths": (2,), "heads": (2,), "windows": (3,), "in_channels": 1}
+PUBLISHED = json.loads(str(compare.load("swin_names")["names"]))
+# Millions of parameters with the classifier and billions of multiply-adds, at the size: the authors' table.
+COST = {
+    "tiny": (28, 4.5, 224),
+    "small": (50, 8.7, 224),
+    "base": (88, 15.4, 224),
+    "large": (197, 34.5, 224),
+    "base_window12": (88, 47.1, 384),
+    "large_window12": (197, 103.9, 384),
+    "v2_tiny": (28, 5.9, 256),
+    "v2_small": (50, 11.5, 256),
+    "v2_base": (88, 20.3, 256),
+    "v2_tiny_window16": (28, 6.6, 256),
+    "v2_small_window16": (50, 12.6, 256),
+    "v2_base_window16": (88, 21.8, 256),
+    "v2_base_window12to24": (88, 54.7, 384),
+    "v2_large_window12to16": (197, 47.5, 256),
+}
+
+
+@functools.cache
+def abstract(**settings):
+    return nnx.eval_shape(lambda: swin.Backbone(**settings, rngs=nnx.Rngs(0)))
+
+
+def slow_if_large(keys):
+    # A variant takes seconds to build: all small ones and one of the large ones are looked at each time.
+    fast = [key for key in keys if not {"base", "large"} & set(re.split("[/_]", key)) or "large_window12to16" in key]
+    return [pytest.param(key, marks=[] if key in fast else [pytest.mark.slow]) for key in keys]
+
+
+@pytest.mark.parametrize("key", slow_if_large(PUBLISHED))
+def test_every_published_tensor_has_its_place(key):
+    _, variant, _ = key.split("/")
+    parts = swin.translate({n: np.broadcast_to(np.float32(0), shape) for n, shape in PUBLISHED[key].items()})
+    places = compare.flat(compare.variables_of(abstract(variant=variant))["params"])
+    assert {path: leaf.shape for path, leaf in places.items()} == {p: a.shape for p, a in parts["backbone"].items()}
+    assert {path: array.shape[-1] for path, array in parts["head"].items()} == {
+        ("linear", "kernel"): 1000,
+        ("linear", "bias"): 1000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("golden", "settings"),
+    [
+        ("swin_v1", SMALL),
+        ("swin_v2", {**SMALL, "variant": "v2_tiny", "pretrained_windows": (3, 2)}),
+        ("swin_v1_odd", SMALL),
+        ("swin_v2_odd", {**SMALL, "variant": "v2_tiny"}),
+    ],
+)
+def test_equals_the_published_network(golden, settings):
+    family = LastLevel()
+    # torchvision joins the biases that version 2 keeps apart, so one of its gradients is none of ours.
+    gradients = golden != "swin_v2_odd"
+    compare.assert_equals_reference(family, golden, normalize=False, mode="training", gradients=gradients, **settings)
+
+
+class LastLevel:
+    """The family for a comparison of the last level alone: the references show no other one after its blocks."""
+
+    translate = staticmethod(swin.translate)
+
+    class Backbone(swin.Backbone):
+        def __call__(self, image, *, train, rngs):
+            pyramid = super().__call__(image, train=train, rngs=rngs)
+            return {max(pyramid): pyramid[max(pyramid)]}
+
+
+def test_finer_levels_lead_to_the_last_one():
+    backbone = nnx.jit(lambda: swin.Backbone(**SMALL, rngs=nnx.Rngs(0)))()
+
+    @nnx.jit
+    def run(backbone, image):
+        pyramid = backbone(image, train=False, rngs=None)
+        x = backbone.stages[1].merge(pyramid[4])
+        for block in backbone.stages[1].blocks:
+            x = block(x, False, None)
+        return pyramid, backbone.norm(x)
+
+    pyramid, last = run(backbone, seeded.normal("image", (1, 35, 44, 3)))
+    assert {stride: x.shape for stride, x in pyramid.items()} == {4: (1, 8, 11, 8), 8: (1, 4, 6, 16)}
+    compare.assert_close(last, pyramid[8], 1e-5, "level 8")
+
+
+@pytest.mark.parametrize("variant", slow_if_large(COST))
+def test_parameters_and_multiply_adds_are_the_published(variant):
+    backbone = abstract(variant=variant)
+    head = nnx.eval_shape(lambda: Head(backbone.channels, 1000, rngs=nnx.Rngs(0)))
+    millions, billions, side = COST[variant]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state((backbone, head))))
+    assert round(parameters / 1e6) == millions
+    definition, state = nnx.split(backbone)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    cost = multiply_adds.count(lambda s, x: nnx.merge(definition, s)(x, train=False, rngs=None), state, image)
+    assert abs(cost / 1e9 / billions - 1) < 0.03
+
+
+@pytest.mark.slow
+def test_remat_changes_neither_outputs_nor_gradients():
+    image = jnp.asarray(seeded.normal("image", (2, 16, 20, 1)))
+
+    def run(remat):
+        definition, params = nnx.split(swin.Backbone(**GREY, drop_path=0.5, remat=remat, rngs=nnx.Rngs(0)))
+
+        def loss(params):
+            features = nnx.merge(definition, params)(image, train=True, rngs=nnx.Rngs(5))[4]
+            return jnp.sum(features**3), features
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    for a, b in zip(jax.tree.leaves(run(False)), jax.tree.leaves(run(True)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_computes_in_bfloat16_with_f32_parameters():
+    image = jnp.asarray(seeded.normal("image", (2, 16, 20, 1)))
+    exact = swin.Backbone(**GREY, rngs=nnx.Rngs(0))
+    rounded = nnx.eval_shape(lambda: swin.Backbone(**GREY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
+    nnx.update(rounded, nnx.state(exact))
+    actual, expected = compare.forward(rounded, image)[4], compare.forward(exact, image)[4]
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max()))
+
+
+def test_one_grey_channel_equals_grey_in_rgb():
+    settings = {**SMALL, "depths": (1,), "heads": (2,), "windows": (3,)}
+    rgb, grey = (swin.Backbone(**settings, in_channels=channels, rngs=nnx.Rngs(0)) for channels in (3, 1))
+    weights = compare.flat(compare.variables_of(rgb)["params"])
+    weights = {path: np.asarray(array) for path, array in weights.items()}
+    compare.set_weights(grey, swin.adapt_input(weights, mean=(0.53,), std=(0.21,)), "backbone")
+    image = np.random.default_rng(0).random((2, 17, 22, 1), np.float32)
+    expected = compare.forward(rgb, (image - np.array(swin.MEAN)) / np.array(swin.STD))
+    actual = compare.forward(grey, (image - 0.53) / 0.21)
+    compare.assert_close(actual[4], expected[4], 1e-4, "level 4")
+
+
+def test_blocks_shift_in_turn_drop_more_and_more_and_are_layers():
+    backbone = abstract(**{**SMALL, "depths": (2, 3)}, drop_path=0.8)
+    blocks = [block for stage in backbone.stages for block in stage.blocks]
+    np.testing.assert_allclose([block.attention.drop_path for block in blocks], [0, 0.2, 0.4, 0.6, 0.8])
+    assert [block.attention.layer.shift for block in blocks] == [(0, 0), (2, 2), (0, 0), (2, 2), (0, 0)]
+    assert backbone.num_layers == 6
+    for path, layer in (
+        (("stem", "norm", "bias"), 0),
+        (("stages", 0, "blocks", 1, "attention"), 2),
+        (("stages", 1, "merge", "norm", "scale"), 3),
+        (("stages", 1, "blocks", 0, "attention"), 3),
+        (("norm", "scale"), 5),
+    ):
+        assert backbone.layer_of(path) == layer
+
+
+def test_version_2_starts_as_the_identity():
+    windows = {"window": 4, "pretrained_window": 4, "shift": 0}
+    options = {"post_norm": True, "drop_path": 0.0, "dtype": jnp.float32}
+    x = jnp.asarray(seeded.normal("features", (1, 4, 4, 8)))
+    y = jax.jit(lambda x: swin.Block(8, 2, **windows, **options, rngs=nnx.Rngs(0))(x, False, None))(x)
+    np.testing.assert_array_equal(y, x)
+
+
+def test_messages_name_the_choices():
+    for settings, message in (
+        ({"variant": "huge"}, r"no variant 'huge'; choose one of tiny, .*v2_large_window12to24"),
+        ({"depths": (1, 2)}, "must have the same length"),
+        ({**SMALL, "heads": (3, 4)}, "stage 0 has 8 channels, no multiple of 3 heads"),
+    ):
+        with pytest.raises(InputError, match=message):
+            swin.Backbone(**settings, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="patches of 4 pixels"):
+        nnx.eval_shape(lambda b: b(jnp.zeros((1, 3, 28, 3)), train=False, rngs=None), abstract(**SMALL))
