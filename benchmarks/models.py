@@ -42,7 +42,7 @@ POINTWISE = "LayerNorm (1.5 times torch's time), GELU (1.4 times) and softmax (1
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A backbone file and variant, the image's side in pixels, the reference, and what is slow where it is slower than that."""
+    """A backbone file and variant, the image's side, the reference, and what may make it slower than that."""
 
     family: str
     variant: str

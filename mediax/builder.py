@@ -110,6 +110,13 @@ class Row:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class Info(tfds.core.DatasetInfo):
+    """What TFDS keeps of a dataset."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: no bucket knows our datasets, and TFDS's search leaves an empty temporary folder each time."""
+
+
 class Builder(FileReaderBuilder, skip_registration=True):
     """Base of every dataset's TFDS builder.
 
@@ -205,7 +212,7 @@ class Builder(FileReaderBuilder, skip_registration=True):
         image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=self.DTYPE)
         names = {"id": tfds.features.Text(), "patient_id": tfds.features.Text()}
         size = tfds.features.Tensor(shape=(2,), dtype=np.int32)  # height and width of the file's image
-        return tfds.core.DatasetInfo(
+        return Info(
             builder=self,
             description=sys.modules[type(self).__module__].__doc__ or self.SOURCE.title,
             features=tfds.features.FeaturesDict({**names, "image": image, "original_size": size, **self.features()}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -70,6 +71,52 @@ def patches(x: jax.Array, size: int) -> jax.Array:
     rows, columns = height // size, width // size
     x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, size * size * channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """Maximum of size x size windows: f[B,H,W,C] -> f[B,H',W',C], H' = floor((H + 2 * padding - size) / stride) + 1.
+
+    The gradient goes to the first of equal maxima in a window, as torch's. XLA's own scatters it one by one, which on a
+    CPU takes tens of times as long (benchmarks/operators.py).
+    """
+    return functools.reduce(jnp.maximum, _window_places(x, size, stride, padding))
+
+
+def _window_places(x: jax.Array, size: int, stride: int, padding: int) -> list[jax.Array]:
+    """What stands at each place of all windows, row by row: size * size arrays f[B,H',W',C]."""
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    batch, height, width, channels = x.shape
+    rows, columns = ((side - size) // stride * stride + 1 for side in (height, width))
+    return [
+        lax.slice(x, (0, top, left, 0), (batch, top + rows, left + columns, channels), (1, stride, stride, 1))
+        for top in range(size)
+        for left in range(size)
+    ]
+
+
+def _max_pool_forward(x: jax.Array, size: int, stride: int, padding: int) -> tuple[jax.Array, tuple]:
+    highest = max_pool(x, size, stride, padding)
+    return highest, (x, highest)
+
+
+def _max_pool_backward(size: int, stride: int, padding: int, saved: tuple, slope: jax.Array) -> tuple[jax.Array]:
+    x, highest = saved
+    total, given = 0.0, jnp.zeros(highest.shape, bool)
+    padded = [side + 2 * padding for side in x.shape[1:3]]
+    for index, value in enumerate(_window_places(x, size, stride, padding)):
+        first = (value == highest) & ~given
+        given |= first
+        axes = [
+            (place, side - place - ((windows - 1) * stride + 1), stride - 1)
+            for place, side, windows in zip(divmod(index, size), padded, highest.shape[1:3])
+        ]
+        total += lax.pad(jnp.where(first, slope, 0), jnp.zeros((), slope.dtype), ((0, 0, 0), *axes, (0, 0, 0)))
+    return (total[:, padding : padding + x.shape[1], padding : padding + x.shape[2]],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class BatchNorm(nnx.Module):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, run_block
+from mediax.layers import Conv, max_pool, run_block
 from mediax.operators.padding import pad_same
 
 VARIANTS = {
@@ -46,7 +46,7 @@ class Halving(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         x = jax.nn.relu(self.conv(pad_same(x, 3, self.stride)))
-        return x if self.stride == 2 else nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return x if self.stride == 2 else max_pool(x, 2, 2)
 
 
 class Backbone(nnx.Module):

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, run_block
+from mediax.layers import BatchNorm, Conv, max_pool, run_block
 
 VARIANTS = {
     "121": {"depths": (6, 12, 24, 16), "growth": 32, "stem": 64},
@@ -110,7 +110,7 @@ class Stem(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = jax.nn.relu(self.norm(self.conv(x), train))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool(x, 3, 2, 1)
 
 
 class Stage(nnx.Module):

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, drop_path, run_block
+from mediax.layers import BatchNorm, Conv, drop_path, max_pool, run_block
 
 VARIANTS = {
     "18": {"bottleneck": False, "depths": (2, 2, 2, 2)},
@@ -109,7 +109,7 @@ class Stem(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         x = jax.nn.relu(self.norm(self.conv(x), train))
-        return x, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool else x
+        return x, max_pool(x, 3, 2, 1) if self.pool else x
 
 
 class Backbone(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, run_block
+from mediax.layers import BatchNorm, Conv, max_pool, run_block
 
 VARIANTS = {"2015": {"width": 1.0}, "half": {"width": 0.5}, "quarter": {"width": 0.25}, "eighth": {"width": 0.125}}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -85,7 +85,7 @@ class Backbone(nnx.Module):
         x = _mirrored(image, len(self.widths)) if self.valid else image
         pyramid = {}
         for index, level in enumerate(self.levels):
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2)) if index else x
+            x = max_pool(x, 2, 2) if index else x
             x = run_block(level, x, train, rngs, remat=self.remat)
             pyramid[2**index] = x
         if train and self.dropout > 0:
