@@ -80,7 +80,9 @@ def test_the_matching_is_the_cheapest():
     true, labels = jax.nn.sigmoid(seeded.normal("true", (1, 3, 4))), jnp.asarray([[1, 3, 0]])
     cost = np.asarray(deformable_transformer._cost(jnp.asarray(logits), boxes, true, labels))[0]
     rows, columns = linear_sum_assignment(cost)
-    found = deformable_transformer.set_losses([(jnp.asarray(logits), boxes)], true, labels, jnp.ones((1, 3), bool))
+    found = jax.jit(deformable_transformer.set_losses)(
+        [(jnp.asarray(logits), boxes)], true, labels, jnp.ones((1, 3), bool)
+    )
     distance = np.abs(np.asarray(boxes)[0, rows] - np.asarray(true)[0, columns]).sum()
     assert float(found["l1"][0]) == pytest.approx(distance, rel=1e-5)
 
