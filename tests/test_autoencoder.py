@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from references import compare, seeded
 
+from mediax import pretrained
 from mediax.backbones import autoencoder
 from mediax.errors import InputError
 from mediax.heads.autoencoder import Head
@@ -22,9 +23,8 @@ def build(variant, dtype=jnp.float32):
 
 @pytest.mark.parametrize("variant", autoencoder.VARIANTS)
 def test_equals_keras_with_the_weights_of_its_file(variant):
-    pytest.importorskip("h5py", reason="reads a Keras .h5 file")
     expected = compare.load(f"autoencoder_{variant}")
-    tensors = autoencoder.read_keras(compare.GOLDENS / f"autoencoder_{variant}.h5")
+    tensors = pretrained.read(compare.GOLDENS / f"autoencoder_{variant}.h5")
     weights = autoencoder.translate(tensors)
     with jax.enable_x64(True):
         parts = build(variant, jnp.float64)
@@ -91,7 +91,6 @@ def test_another_normalisation_changes_nothing_inside_the_border():
 
 
 def test_messages_say_what_to_do(tmp_path):
-    pytest.importorskip("h5py", reason="reads a Keras .h5 file")
     with pytest.raises(InputError, match="no variant 'deep'; choose one of strided, pooled"):
         autoencoder.Backbone(variant="deep", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"size \(16, 23\) is not a multiple of its stride 4"):
@@ -99,9 +98,9 @@ def test_messages_say_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"built for features of \(4, 6, 6\) and given \(4, 4, 6\)"):
         Head({2: 4, 4: 6}, SIZE, rngs=nnx.Rngs(0))({4: jnp.zeros((1, 4, 4, 6))}, train=False, rngs=None)
     with pytest.raises(InputError, match="no such file"):
-        autoencoder.read_keras(tmp_path / "missing.h5")
+        pretrained.read(tmp_path / "missing.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(InputError, match="not a readable HDF5 file"):
-        autoencoder.read_keras(tmp_path / "text.h5")
+        pretrained.read(tmp_path / "text.h5")
     with pytest.raises(InputError, match="no convolutional autoencoder"):
         autoencoder.translate({"conv2d/kernel": np.zeros((3, 3, 1, 4)), "batch_normalization/gamma": np.zeros(4)})

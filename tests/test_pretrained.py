@@ -76,9 +76,9 @@ def test_code_in_a_torch_checkpoint_is_never_run(tmp_path):
 def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"absent.pth: no such file"):
         pretrained.read(tmp_path / "absent.pth")
-    (tmp_path / "weights.h5").write_bytes(b"")
-    with pytest.raises(InputError, match=r"not '.h5'"):
-        pretrained.read(tmp_path / "weights.h5")
+    (tmp_path / "weights.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"not '.onnx'"):
+        pretrained.read(tmp_path / "weights.onnx")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0")
     with pytest.raises(InputError, match=r"cut.safetensors: not a readable"):
         pretrained.read(tmp_path / "cut.safetensors")

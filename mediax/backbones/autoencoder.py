@@ -7,7 +7,6 @@ reads Keras' .h5 file.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ VARIANTS = {
 # Autoencoders of this kind see an image in [0,1] as it is.
 MEAN = (0.0, 0.0, 0.0)
 STD = (1.0, 1.0, 1.0)
-PUBLISHED = {}  # weights come from the user's own .h5 file: see read_keras
+PUBLISHED = {}  # weights come from the user's own .h5 file, as Keras writes it
 # Whose names of published weights `translate` takes.
 READS = ("Keras",)
 
@@ -89,38 +88,6 @@ class Backbone(nnx.Module):
     def layer_of(self, path: tuple[str | int, ...]) -> int:
         """Depth of the parameter at `path` for layer-wise learning-rate decay: 0 to num_layers - 1."""
         return path[1]
-
-
-def read_keras(path: str | Path) -> dict[str, np.ndarray]:
-    """Weights of a Keras .h5 file in the order of its layers: {"LAYER/kernel": f32 array, "LAYER/bias": ...}.
-
-    Reads what `model.save("x.h5")` and Keras 2's `model.save_weights("x.h5")` write. Needs h5py.
-    Raises InputError for a missing or unknown file, and without h5py.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError(f"{path}: reading Keras weights needs h5py. Install it with `pip install h5py`.") from error
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected Keras weights (.h5). Download them first.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error}). Download it again.") from error
-    with file:
-        layers = file.get("model_weights", file)
-        if "layer_names" not in layers.attrs:
-            raise InputError(f'{path}: expected the layer names of a Keras .h5 file; write it with model.save("x.h5").')
-        weights = {}
-        for layer in map(_text, layers.attrs["layer_names"]):
-            for name in map(_text, layers[layer].attrs["weight_names"]):
-                word = name.rpartition("/")[2].removesuffix(":0")
-                weights[f"{layer}/{word}"] = np.asarray(layers[layer][name], np.float32)
-    return weights
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
 
 
 def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path, np.ndarray]]:

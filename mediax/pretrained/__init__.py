@@ -26,20 +26,23 @@ Tree = dict[str | int, Any]
 
 
 def read(path: str | File) -> dict[str, np.ndarray]:
-    """Tensors by published name from a .safetensors file, or from a PyTorch checkpoint (.pth, .pt, .bin, .ckpt).
+    """Tensors by published name: .safetensors, a PyTorch checkpoint (.pth, .pt, .bin, .ckpt), or Keras' .h5.
 
-    .safetensors needs no torch. A PyTorch checkpoint needs it, and is loaded with weights_only=True: a file that would
+    .safetensors needs neither torch nor h5py. A PyTorch checkpoint is loaded with weights_only=True: a file that would
     run code is refused. {"model": ...} and {"state_dict": ...} are unwrapped, and a leading "module." is dropped.
-    Floating-point tensors become f32. Raises InputError for a missing, damaged, unsafe or unknown file.
+    Keras' tensors come in the order of the layers. Floating-point tensors become f32.
+    Raises InputError for a missing, damaged, unsafe or unknown file.
     """
     path = File(path)
     check_exists(path)
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
+    elif path.suffix in (".h5", ".hdf5"):
+        tensors = _read_keras(path)
     elif path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
         tensors = _read_torch(path)
     else:
-        raise InputError(f"{path}: weights are read from .safetensors, .pth, .pt, .bin or .ckpt, not {path.suffix!r}.")
+        raise InputError(f"{path}: read are .safetensors, .pth, .pt, .bin, .ckpt and .h5, not {path.suffix!r}.")
     return {name.removeprefix("module."): array for name, array in tensors.items()}
 
 
@@ -87,6 +90,35 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in content.items()
     }
+
+
+def _read_keras(path: File) -> dict[str, np.ndarray]:
+    """Weights in the order of Keras' layers: {"LAYER/kernel": f32 array, "LAYER/bias": ...}.
+
+    Of what `model.save("x.h5")` and Keras 2's `model.save_weights("x.h5")` write.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{path}: reading Keras weights needs h5py. Install it with `pip install h5py`.") from error
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error}). Download it again.") from error
+    with file:
+        layers = file.get("model_weights", file)
+        if "layer_names" not in layers.attrs:
+            raise InputError(f'{path}: expected the layer names of a Keras .h5 file; write it with model.save("x.h5").')
+        weights = {}
+        for layer in map(_text, layers.attrs["layer_names"]):
+            for name in map(_text, layers[layer].attrs["weight_names"]):
+                word = name.rpartition("/")[2].removesuffix(":0")
+                weights[f"{layer}/{word}"] = np.asarray(layers[layer][name], np.float32)
+    return weights
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _as_f32(array: np.ndarray) -> np.ndarray:
