@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"no variant {variant!r}; valid: phantom")
     config = ConfigDict()
     config.seed = 0
-    config.steps = 20 * STEPS_PER_EPOCH
+    config.steps = 28 * STEPS_PER_EPOCH
     config.evaluate_every = STEPS_PER_EPOCH
     config.checkpoint_every = STEPS_PER_EPOCH
     config.backbone = {
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "name": "adamw",
         "peak": 2e-3,
         "schedule": "one_cycle",
-        "warmup_steps": 4 * STEPS_PER_EPOCH,
+        "warmup_steps": 6 * STEPS_PER_EPOCH,
         "start_fraction": 0.04,
         "final_fraction": 0.3,
         "weight_decay": 0.05,

@@ -304,7 +304,9 @@ class Builder(FileReaderBuilder, skip_registration=True):
         manifest.keep(finished)
         todo = {name: rows for name, rows in planned.items() if name not in finished}
         self._planned = sum(map(len, todo.values()))
-        records = in_order(self._record, itertools.chain.from_iterable(todo.values()), self.workers)
+        # One thread more than processors: each waits now and then, for the interpreter or for a file.
+        threads = self.workers + (self.workers > 1)
+        records = in_order(self._record, itertools.chain.from_iterable(todo.values()), threads)
         with contextlib.closing(records):
             counted = self._counted(watched(records, self._planned, self.name))
             for name, rows in todo.items():

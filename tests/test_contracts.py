@@ -151,12 +151,7 @@ def test_dataset_splits_are_disjoint_by_patient(dataset, tmp_path):
 def test_backbone(name):
     module = catalog.load("backbones", name)
     assert module.__doc__ and len(module.MEAN) == len(module.STD) == 3 and set(module.PUBLISHED) <= set(module.VARIANTS)
-    for variant in module.VARIANTS:
-        backbone = nnx.eval_shape(lambda v=variant: module.Backbone(variant=v, in_channels=1, rngs=nnx.Rngs(0)))
-        params = nnx.to_pure_dict(nnx.state(backbone, nnx.Param))
-        paths = [tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        layers = {backbone.layer_of(path) for path in paths}
-        assert layers == set(range(backbone.num_layers)), variant
+    check_layers(module, next(iter(module.VARIANTS)))
     image = jnp.zeros((2, 64, 96, 1))
     small = nnx.eval_shape(lambda: module.Backbone(in_channels=1, rngs=nnx.Rngs(0)))
     pyramid = nnx.eval_shape(lambda m: m(image, train=False, rngs=None), small)
@@ -167,6 +162,22 @@ def test_backbone(name):
         module.Backbone(variant="no such variant", rngs=nnx.Rngs(0))
     with pytest.raises(InputError):
         module.translate({"no.such.weight": np.zeros(1)})
+
+
+@pytest.mark.slow  # the largest have thousands of arrays
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_variant_knows_its_layers(name):
+    module = catalog.load("backbones", name)
+    for variant in module.VARIANTS:
+        check_layers(module, variant)
+
+
+def check_layers(module, variant):
+    """Every parameter has its layer, and every layer a parameter."""
+    backbone = nnx.eval_shape(lambda: module.Backbone(variant=variant, in_channels=1, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(backbone, nnx.Param))
+    paths = [tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert {backbone.layer_of(path) for path in paths} == set(range(backbone.num_layers)), variant
 
 
 @pytest.mark.parametrize("name", HEADS)

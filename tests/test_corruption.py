@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import absl.logging
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -371,14 +370,15 @@ def logs() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: lines.append(record.getMessage())
-    logger, verbosity = logging.getLogger("absl"), absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.INFO)
+    logger = logging.getLogger("absl")
+    level = logger.level  # absl's own verbosity has no word for "as the tests' log wants it"
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield lines
     finally:
         logger.removeHandler(handler)
-        absl.logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 def plain_logs(lines: list[str], folder: Path) -> set[str]:
