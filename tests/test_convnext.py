@@ -1,9 +1,9 @@
 """ConvNeXt equals the authors' network (tests/references/backbones.py wrote the goldens), and its options work."""
 
+import functools
 import json
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,22 +50,9 @@ def test_tiny_equals_the_authors_network(mode):
 
 
 def test_remat_changes_neither_outputs_nor_gradients():
-    image = random_image(2, 16, 16, 1)
-
-    def run(remat):
-        settings = {"depths": (2,), "widths": (4,), "drop_path": 0.5, "layer_scale": 1.0}
-        backbone = convnext.Backbone(in_channels=1, remat=remat, **settings, rngs=nnx.Rngs(0))
-        definition, params = nnx.split(backbone)
-
-        def loss(params):
-            pyramid = nnx.merge(definition, params)(image, train=True, rngs=nnx.Rngs(5))
-            return jnp.sum(pyramid[4] ** 2), pyramid
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    plain, rematerialised = jax.tree.leaves(run(False)), jax.tree.leaves(run(True))
-    for a, b in zip(plain, rematerialised, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    settings = {"depths": (2,), "widths": (4,), "drop_path": 0.5, "layer_scale": 1.0, "in_channels": 1}
+    build = functools.partial(convnext.Backbone, **settings)
+    compare.assert_remat_changes_nothing(build, random_image(2, 16, 16, 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -79,14 +66,8 @@ def test_pyramid_follows_the_stem_stride(stride):
 
 
 def test_computes_in_bfloat16_with_f32_parameters():
-    build = {"depths": (1,), "widths": (8,), "layer_scale": 1.0}
-    image = random_image(1, 16, 16, 3)
-    exact = convnext.Backbone(**build, rngs=nnx.Rngs(0))
-    rounded = convnext.Backbone(**build, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
-    expected, actual = compare.forward(exact, image)[4], compare.forward(rounded, image)[4]
-    assert actual.dtype == jnp.bfloat16
-    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03 * float(jnp.abs(expected).max()))
+    build = functools.partial(convnext.Backbone, depths=(1,), widths=(8,), layer_scale=1.0)
+    compare.assert_bfloat16_is_near(build, random_image(1, 16, 16, 3), level=4, tolerance=0.03)
 
 
 def test_stochastic_depth_drops_whole_images_and_rises_linearly():

@@ -219,30 +219,13 @@ def test_class_token_reaches_a_pooled_head():
 
 @pytest.mark.slow
 def test_remat_changes_neither_outputs_nor_gradients():
-    image = jnp.asarray(seeded.normal("image", (2, 28, 28, 1)))
-
-    def run(remat):
-        definition, params = nnx.split(vit.Backbone(**GREY, drop_path=0.5, remat=remat, rngs=nnx.Rngs(0)))
-
-        def loss(params):
-            features = nnx.merge(definition, params)(image, train=True, rngs=nnx.Rngs(5))[14]
-            return jnp.sum(features**3), features
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    for a, b in zip(jax.tree.leaves(run(False)), jax.tree.leaves(run(True)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    build = functools.partial(vit.Backbone, **GREY, drop_path=0.5)
+    compare.assert_remat_changes_nothing(build, seeded.normal("image", (2, 28, 28, 1)), level=14, power=3)
 
 
 def test_computes_in_bfloat16_with_f32_parameters():
-    image = jnp.asarray(seeded.normal("image", (2, 28, 28, 1)))
-    exact = vit.Backbone(**GREY, rngs=nnx.Rngs(0))
-    rounded = nnx.eval_shape(lambda: vit.Backbone(**GREY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
-    nnx.update(rounded, nnx.state(exact))
-    actual, expected = compare.forward(rounded, image)[14], compare.forward(exact, image)[14]
-    assert actual.dtype == jnp.bfloat16
-    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max()))
+    build = functools.partial(vit.Backbone, **GREY)
+    compare.assert_bfloat16_is_near(build, seeded.normal("image", (2, 28, 28, 1)), level=14, tolerance=0.05)
 
 
 def test_one_grey_channel_equals_grey_in_rgb():

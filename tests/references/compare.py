@@ -130,6 +130,38 @@ def assert_equals_reference(
         assert_summary(family, {"backbone": flat(running), "head": {}}, expected, "running", shapes, tolerance)
 
 
+def assert_remat_changes_nothing(
+    build, image: np.ndarray, *, level: int = 4, power: int = 2, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    """Outputs, gradients and running statistics of a training step are those of `build(remat=False)`.
+
+    The loss is the sum of a level's features to a power.
+    """
+
+    def train_once(remat: bool):
+        definition, params, batch_stats = nnx.split(build(remat=remat, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+
+        def loss(params):
+            backbone = nnx.merge(definition, params, batch_stats, copy=True)
+            pyramid = backbone(image, train=True, rngs=nnx.Rngs(5))
+            return jnp.sum(pyramid[level] ** power), (pyramid, variables_of(backbone)["batch_stats"])
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+
+    for plain, again in zip(train_once(False), train_once(True), strict=True):
+        np.testing.assert_allclose(plain, again, rtol=rtol, atol=atol)
+
+
+def assert_bfloat16_is_near(build, image: np.ndarray, *, level: int, tolerance: float) -> None:
+    """Parameters stay f32 and the computation becomes bfloat16; `tolerance` is relative to the largest feature."""
+    exact, rounded = (build(dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded))} == {jnp.dtype("float32")}
+    expected, actual = forward(exact, image)[level], forward(rounded, image)[level]
+    assert actual.dtype == jnp.bfloat16
+    atol = tolerance * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=atol)
+
+
 def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict, tolerance: float) -> None:
     """Compares every tensor by norm and by a projection, and in full those that the golden keeps."""
     names = expected[f"{prefix}/names"].tolist()
