@@ -4,8 +4,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
+from typing import Any
 
 from mediax.errors import InputError
 
@@ -25,6 +26,21 @@ def load(folder: str, name: str) -> ModuleType:
     if name not in valid:
         raise InputError(f"{folder} has no {name!r}: {suggestion(name, valid)}")
     return importlib.import_module(f"mediax.{folder}.{name}")
+
+
+def head(task: str, spec: Any, default: str) -> tuple[ModuleType, dict[str, Any]]:
+    """Loads the file of `mediax/heads/` that a task's config field `head` names; returns it with the head's options.
+
+    Raises InputError for what is no dict, an unknown name, and an option that the head does not take.
+    """
+    if not isinstance(spec, Mapping):
+        raise InputError(
+            f"config field head of task {task!r} is {spec!r}: expected a dict, as in {{'name': {default!r}}}"
+        )
+    module = load("heads", spec.get("name", default))
+    options = {name: value for name, value in spec.items() if name != "name"}
+    check_options(f"head of task {task!r}", module.Head, options)
+    return module, options
 
 
 def check_options(field: str, called: type | Callable, options: Iterable[str]) -> None:

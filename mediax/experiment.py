@@ -332,8 +332,11 @@ class Sources:
         """Gives those of a task's `fields` that are names of what the dataset annotates, where it does."""
         module = catalog.load("datasets", dataset)
         constants = {"box_classes": "BOX_CLASSES", "structures": "MASK_CLASSES"}
-        names = {field: getattr(module, name) for field, name in constants.items() if hasattr(module, name)}
-        names = {field: value for field, value in names.items() if field in fields}
+        names = {
+            field: getattr(module, constant)
+            for field, constant in constants.items()
+            if field in fields and hasattr(module, constant)
+        }
         return names | ({"classes": self.classes(dataset, build, read)} if "classes" in fields else {})
 
     def read(self, dataset: str, options: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

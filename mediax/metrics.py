@@ -96,7 +96,7 @@ def classification(
         for k, (name, reason) in enumerate(zip(split.classes, reasons)):
             note = f"{reason}: undefined, left out of the macro mean" if reason else ""
             known = ~np.isnan(split.labels[:, k])
-            results.append(_metric(f"{metric}/{name}", values[k, m], draws[:, k, m], split.patients[known], note))
+            results.append(with_interval(f"{metric}/{name}", values[k, m], draws[:, k, m], split.patients[known], note))
         results.append(_macro(f"{metric}/macro", values[:, m], draws[:, :, m], split, reasons))
     if exclusive:
         results += _overall(split, resamples, seed)
@@ -153,7 +153,7 @@ def paired_difference(
         first, second = overall_evaluator(a), overall_evaluator(b)
         value, draws = bootstrap(lambda w: (first(w) - second(w))[:, m], a.patients, resamples, seed)
         known = ~np.isnan(a.labels[:, 0])
-        difference = _metric(name, value, draws, a.patients[known], _overall_note(metric, value, a))
+        difference = with_interval(name, value, draws, a.patients[known], _overall_note(metric, value, a))
     return difference if math.isnan(difference.low) else replace(difference, p_value=_two_sided(draws))
 
 
@@ -194,10 +194,12 @@ def case_means(
         left_out = [name for k, name in enumerate(classes) if np.isnan(means[k, m])]
         for k, name in enumerate(classes):
             note = "no case counts: undefined, left out of the macro mean" if name in left_out else ""
-            results.append(_metric(f"{metric}/{name}", means[k, m], draws[:, k, m], patients[known[:, k, m]], note))
+            results.append(
+                with_interval(f"{metric}/{name}", means[k, m], draws[:, k, m], patients[known[:, k, m]], note)
+            )
         note = f"left out: {', '.join(left_out)}" if left_out else ""
         macro, macro_draws = mean_of_defined(means[:, m]), mean_of_defined(draws[:, :, m])
-        results.append(_metric(f"{metric}/macro", macro, macro_draws, patients[known[:, :, m].any(1)], note))
+        results.append(with_interval(f"{metric}/macro", macro, macro_draws, patients[known[:, :, m].any(1)], note))
     return results
 
 
@@ -234,6 +236,21 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+
+
+def with_interval(name: str, value: float, draws: np.ndarray, patients: np.ndarray, note: str) -> Metric:
+    """Adds the percentile interval of the defined draws; `patients` are those of the known rows."""
+    notes = [note] if note else []
+    low = high = math.nan
+    defined = draws[~np.isnan(draws)]
+    if not math.isnan(value) and len(np.unique(patients)) < 2:
+        notes.append("a single patient: no interval")
+    elif not math.isnan(value):
+        if defined.size:
+            low, high = np.percentile(defined, [2.5, 97.5])
+        if defined.size < draws.size:
+            notes.append(f"{draws.size - defined.size} of {draws.size} resamples undefined, left out of the interval")
+    return Metric(name, float(value), float(low), float(high), len(patients), "; ".join(notes))
 
 
 # Figures under patient weights.
@@ -397,21 +414,6 @@ def _best_thresholds(
 # From figures to metrics.
 
 
-def _metric(name: str, value: float, draws: np.ndarray, patients: np.ndarray, note: str) -> Metric:
-    """Adds the percentile interval of the defined draws; `patients` are those of the known rows."""
-    notes = [note] if note else []
-    low = high = math.nan
-    defined = draws[~np.isnan(draws)]
-    if not math.isnan(value) and len(np.unique(patients)) < 2:
-        notes.append("a single patient: no interval")
-    elif not math.isnan(value):
-        if defined.size:
-            low, high = np.percentile(defined, [2.5, 97.5])
-        if defined.size < draws.size:
-            notes.append(f"{draws.size - defined.size} of {draws.size} resamples undefined, left out of the interval")
-    return Metric(name, float(value), float(low), float(high), len(patients), "; ".join(notes))
-
-
 def _macro(name: str, values: np.ndarray, draws: np.ndarray, split: Split, reasons: Sequence[str]) -> Metric:
     """Returns the mean over defined classes of values f64[K] and draws f64[R,K]; `reasons` say why a class is not."""
     left_out = [f"{label} ({reason})" for label, reason in zip(split.classes, reasons) if reason]
@@ -421,14 +423,14 @@ def _macro(name: str, values: np.ndarray, draws: np.ndarray, split: Split, reaso
     if partial:
         notes.append(f"{partial} of {len(draws)} resamples average fewer classes, the others being undefined in them")
     known = (~np.isnan(split.labels[:, entered])).any(axis=1)
-    return _metric(name, mean_of_defined(values), mean_of_defined(draws), split.patients[known], "; ".join(notes))
+    return with_interval(name, mean_of_defined(values), mean_of_defined(draws), split.patients[known], "; ".join(notes))
 
 
 def _overall(split: Split, resamples: int, seed: int) -> list[Metric]:
     values, draws = bootstrap(overall_evaluator(split), split.patients, resamples, seed)
     known = split.patients[~np.isnan(split.labels[:, 0])]
     return [
-        _metric(metric, values[m], draws[:, m], known, _overall_note(metric, values[m], split))
+        with_interval(metric, values[m], draws[:, m], known, _overall_note(metric, values[m], split))
         for m, metric in enumerate(OVERALL)
     ]
 

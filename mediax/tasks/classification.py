@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -50,10 +51,6 @@ class Task:
             raise InputError(
                 f"config field label_smoothing of task {self.name!r} is {self.label_smoothing}: expected 0 to below 1"
             )
-        if not isinstance(self.head, Mapping):
-            raise InputError(
-                f"config field head of task {self.name!r} is {self.head!r}: expected a dict, as in {{'name': 'pooled'}}"
-            )
         if self.exclusive and len(self.classes) < 2:
             raise InputError(f"task {self.name!r}: exclusive classification needs at least 2 classes")
         if len(self.class_weights) and np.shape(self.class_weights) != (len(self.classes), 2):
@@ -61,11 +58,11 @@ class Task:
                 f"config field class_weights of task {self.name!r} is {self.class_weights!r}: expected 'balanced' or "
                 f"{len(self.classes)} pairs (absent, present)"
             )
-        catalog.check_options(f"head of task {self.name!r}", self._head().Head, self._head_options())
+        self._head()  # checks the name and the options
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
-        head, options = self._head(), self._head_options()
+        head, options = self._head()
         return {f"head/{self.name}": lambda rngs: head.Head(channels, len(self.classes), rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> jax.Array:
@@ -177,11 +174,8 @@ class Task:
             thresholds=calibration.get("thresholds"),
         )
 
-    def _head(self):
-        return catalog.load("heads", self.head.get("name", "pooled"))
-
-    def _head_options(self) -> dict[str, Any]:
-        return {name: value for name, value in self.head.items() if name != "name"}
+    def _head(self) -> tuple[ModuleType, dict[str, Any]]:
+        return catalog.head(self.name, self.head, "pooled")
 
     def _known(self, batch: Batch) -> jax.Array:
         known = ~jnp.isnan(batch["labels"])

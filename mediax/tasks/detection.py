@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,32 +47,28 @@ class Task:
                 f"config field box_classes of task {self.name!r} is {self.box_classes!r}: expected the names of the "
                 "boxes' classes, the dataset's BOX_CLASSES"
             )
-        if not isinstance(self.head, Mapping):
-            raise InputError(
-                f"config field head of task {self.name!r} is {self.head!r}: expected a dict, as in "
-                "{'name': 'mask_rcnn', 'masks': False}"
-            )
         if not 0 <= self.shown <= 1:
             raise InputError(f"config field shown of task {self.name!r} is {self.shown}: expected 0 to 1")
-        if not hasattr(self._head(), "NORMALIZED_BY"):
+        head, _ = self._head()
+        if not hasattr(head, "NORMALIZED_BY"):
             raise InputError(f"config field head of task {self.name!r}: {self.head.get('name')!r} finds no boxes")
-        weights = self._head().LOSS_WEIGHTS
+        weights = head.LOSS_WEIGHTS
         for name in self.loss_weights:
             if name not in weights:
                 hint = catalog.suggestion(name, weights)
                 raise InputError(f"config field loss_weights of task {self.name!r}: no loss {name!r}; {hint}")
-        catalog.check_options(f"head of task {self.name!r}", self._head().Head, self._head_options())
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
-        head, options = self._head(), self._head_options()
+        head, options = self._head()
         options |= {"dtype": self.dtype}
         return {f"head/{self.name}": lambda rngs: head.Head(channels, len(self.box_classes), rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, Any]:
         """Gives the losses of each image, and outside training the boxes that were found; see the head."""
         targets = {name: batch[name] for name in TARGETS} if "boxes" in batch else None
-        if targets is not None and getattr(self._head(), "MASKS", False) and self.head.get("masks", True):
+        head, options = self._head()
+        if targets is not None and getattr(head, "MASKS", False) and options.get("masks", True):
             targets |= self._masks(batch)
         return run(f"head/{self.name}", pyramid, batch["image"].shape[1:3], targets)
 
@@ -79,7 +76,7 @@ class Task:
         """Counts what the loss averages over: images with known boxes, or their boxes, as the head's reference does."""
         self._check(batch)
         known = self._known(batch)
-        if self._head().NORMALIZED_BY == "boxes":
+        if self._head()[0].NORMALIZED_BY == "boxes":
             return (batch["box_valid"] & known[:, None]).sum().astype(jnp.float32)
         return known.sum().astype(jnp.float32)
 
@@ -88,7 +85,7 @@ class Task:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Sums the weighted losses of the images with known boxes and divides by `count`, that of the whole batch."""
         known = self._known(batch)
-        weights = self._head().LOSS_WEIGHTS | dict(self.loss_weights)
+        weights = self._head()[0].LOSS_WEIGHTS | dict(self.loss_weights)
         logs = {
             name: jnp.where(known, loss, 0).sum() / jnp.maximum(count, 1) for name, loss in outputs["losses"].items()
         }
@@ -160,11 +157,8 @@ class Task:
             ),
         )
 
-    def _head(self):
-        return catalog.load("heads", self.head.get("name", "mask_rcnn"))
-
-    def _head_options(self) -> dict[str, Any]:
-        return {name: value for name, value in self.head.items() if name != "name"}
+    def _head(self) -> tuple[ModuleType, dict[str, Any]]:
+        return catalog.head(self.name, self.head, "mask_rcnn")
 
     def _check(self, batch: Batch) -> None:
         if missing := [name for name in TARGETS if name not in batch]:
@@ -242,10 +236,10 @@ def average_precision(
     for m, metric in enumerate(PER_CLASS):
         for k, name in enumerate(names):
             note = "no box of this class in this split: undefined, left out of the mean" if name in left_out else ""
-            results.append(_metric(f"{metric}/{name}", values[k, m], draws[:, k, m], patients, note))
+            results.append(metrics.with_interval(f"{metric}/{name}", values[k, m], draws[:, k, m], patients, note))
         note = f"left out, without a box: {', '.join(left_out)}" if left_out else ""
-        mean, mean_draws = _mean_of_defined(values[:, m]), _mean_of_defined(draws[:, :, m])
-        results.append(_metric(f"{metric}/macro", mean, mean_draws, patients, note))
+        mean, mean_draws = metrics.mean_of_defined(values[:, m]), metrics.mean_of_defined(draws[:, :, m])
+        results.append(metrics.with_interval(f"{metric}/macro", mean, mean_draws, patients, note))
     return results
 
 
@@ -314,16 +308,3 @@ def _precision(found: Found, weights: np.ndarray) -> np.ndarray:
     best_from_here = np.pad(best_from_here, ((0, 0), (0, 1)))  # recalls that are never reached
     places = [np.searchsorted(recall, RECALLS, side="left") for recall in right / total]
     return np.array([best[place].mean() for best, place in zip(best_from_here, places)])
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(-1) / defined.sum(-1)
-
-
-def _metric(name: str, value: float, draws: np.ndarray, patients: np.ndarray, note: str) -> metrics.Metric:
-    defined, low, high = draws[~np.isnan(draws)], np.nan, np.nan
-    if defined.size and not np.isnan(value):
-        low, high = np.percentile(defined, [2.5, 97.5])
-    return metrics.Metric(name, float(value), float(low), float(high), len(patients), note)

@@ -7,6 +7,7 @@ A structure that nobody annotated in an image (`mask_valid` False) is left out t
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -61,15 +62,11 @@ class Task:
             raise InputError(
                 f"config field threshold of task {self.name!r} is {self.threshold!r}: expected 0 to 1, or 'dice'"
             )
-        if not isinstance(self.head, Mapping):
-            raise InputError(
-                f"config field head of task {self.name!r} is {self.head!r}: expected a dict, as in {{'name': 'unet'}}"
-            )
-        catalog.check_options(f"head of task {self.name!r}", self._head().Head, self._head_options())
+        self._head()  # checks the name and the options
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
-        head, options = self._head(), self._head_options()
+        head, options = self._head()
         outputs = len(self.structures) + self.exclusive
         return {f"head/{self.name}": lambda rngs: head.Head(channels, outputs, dtype=self.dtype, rngs=rngs, **options)}
 
@@ -205,11 +202,8 @@ class Task:
             prediction=figures.Overlay(masks=called),
         )
 
-    def _head(self):
-        return catalog.load("heads", self.head.get("name", "unet"))
-
-    def _head_options(self) -> dict[str, Any]:
-        return {name: value for name, value in self.head.items() if name != "name"}
+    def _head(self) -> tuple[ModuleType, dict[str, Any]]:
+        return catalog.head(self.name, self.head, "unet")
 
     def _check(self, batch: Batch) -> None:
         if "masks" not in batch or batch["masks"].shape[-1] != len(self.structures):
