@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 from jax import lax
 
+from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv
+from mediax.layers import Conv, wide
 from mediax.operators import boxes as box
 from mediax.operators.deformable_attention import deformable_attention
 from mediax.operators.matching import match
@@ -331,11 +332,6 @@ def logit(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     return jnp.log(jnp.maximum(x, epsilon) / jnp.maximum(1 - x, epsilon))
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """At least f32, for what must not lose its last digits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 # Published module -> ours, for pretrained.rename: the authors' names, then transformers'.
 NAMES = (
     (r"transformer\.level_embed|model\.level_embed", r"head/levels/level"),
@@ -406,3 +402,20 @@ def divide(weights: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[
         elif not name.startswith(_COPIES):
             own[name] = array
     return backbone, own
+
+
+def translate(
+    weights: dict[str, np.ndarray], names: Sequence[tuple[str, str]], embeddings: Sequence[str]
+) -> dict[str, dict]:
+    """Published tensors -> {"backbone": {name: array}, "head": {path: array}} by `names`, which begin with `NAMES`.
+
+    `embeddings` are tables, which pretrained.rename takes for linear layers. Raises InputError for unknown names.
+    """
+    backbone, own = divide(weights)
+    head = pretrained.rename(own, names)["head"]
+    for name in embeddings:
+        if (name, "kernel") in head:
+            head[name,] = head.pop((name, "kernel")).T
+    if ("levels", "level") in head:
+        head["levels", "level"] = head["levels", "level"].T
+    return {"backbone": backbone, "head": head}

@@ -1,4 +1,4 @@
-"""Pieces that several networks share: convolution with explicit padding, BatchNorm, stochastic depth, recomputation."""
+"""Pieces that several networks share: convolutions, pooling, resizing, BatchNorm, stochastic depth, recomputation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -119,6 +120,25 @@ def _max_pool_backward(size: int, stride: int, padding: int, saved: tuple, slope
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """At least f32, for what must not lose its last digits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes f[B,h,w,C] to f[B,H,W,C]; a pixel takes the value at floor(place * h / H), as torch does."""
+    for axis, side in zip((1, 2), size):
+        factor, rest = divmod(side, x.shape[axis])
+        places = np.arange(side) * x.shape[axis] // side
+        x = jnp.take(x, places, axis=axis) if rest else jnp.repeat(x, factor, axis=axis)
+    return x
+
+
+def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes f[B,h,w,C] to f[B,H,W,C] by the pixels' centres, the border repeated."""
+    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation with torch's conventions (arXiv:1502.03167): f[B,H,W,C] -> f[B,H,W,C] in `dtype`.
 
@@ -144,7 +164,7 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = wide(x)
         if train:
             mean = x.mean((0, 1, 2))
             var = jnp.square(x - mean).mean((0, 1, 2))
@@ -158,6 +178,38 @@ class BatchNorm(nnx.Module):
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(jnp.float32)
         running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)
+
+
+class ConvPair(nnx.Module):
+    """Two 3x3 convolutions, each followed by [BatchNorm] and ReLU: f[B,H,W,in] -> f[B,H,W,out], or 4 less unpadded.
+
+    The block of U-Net and of its kin, which derive theirs from it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        padding: int = 1,
+        normalize: bool = True,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # arXiv:1505.04597, section 3
+        options = {"padding": padding, "use_bias": not normalize, "kernel_init": init, "dtype": dtype}
+        self.convs, self.norms = nnx.List(), nnx.List()
+        for inputs in (in_channels, out_channels):
+            self.convs.append(Conv(inputs, out_channels, 3, **options, rngs=rngs))
+            if normalize:
+                self.norms.append(BatchNorm(out_channels, dtype=dtype, rngs=rngs))
+
+    def convolve(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies both convolutions with what follows each."""
+        for index, conv in enumerate(self.convs):
+            x = conv(x)
+            x = jax.nn.relu(self.norms[index](x, train) if self.norms else x)
+        return x
 
 
 def drop_path(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:

@@ -45,13 +45,6 @@ def _published_by_timm(name: str) -> dict[str, Any]:
     return {"file": "model.safetensors", "source": source, "licence": "Apache-2.0", "classes": 1000, "size": 224}
 
 
-def _published_by_torchvision(file: str) -> dict[str, Any]:
-    source = f"https://download.pytorch.org/models/{file}"
-    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
-    licence = "BSD-3-Clause"
-    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": 224}
-
-
 # classes 1000: ImageNet-1k; 21841: ImageNet-22k. "22k_1k": trained on the second, then on the first.
 PUBLISHED = {
     "atto": [_published_by_timm("convnext_atto.d2_in1k")],
@@ -63,14 +56,14 @@ PUBLISHED = {
         _published_by_authors("convnext_tiny_22k_224.pth", 21841),
         _published_by_authors("convnext_tiny_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_tiny_22k_1k_384.pth", 1000, 384),
-        _published_by_torchvision("convnext_tiny-983f1562.pth"),
+        pretrained.torchvision_file("convnext_tiny-983f1562.pth"),
     ],
     "small": [
         _published_by_authors("convnext_small_1k_224_ema.pth", 1000),
         _published_by_authors("convnext_small_22k_224.pth", 21841),
         _published_by_authors("convnext_small_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_small_22k_1k_384.pth", 1000, 384),
-        _published_by_torchvision("convnext_small-0c510722.pth"),
+        pretrained.torchvision_file("convnext_small-0c510722.pth"),
     ],
     "base": [
         _published_by_authors("convnext_base_1k_224_ema.pth", 1000),
@@ -78,7 +71,7 @@ PUBLISHED = {
         _published_by_authors("convnext_base_22k_224.pth", 21841),
         _published_by_authors("convnext_base_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_base_22k_1k_384.pth", 1000, 384),
-        _published_by_torchvision("convnext_base-6075fbad.pth"),
+        pretrained.torchvision_file("convnext_base-6075fbad.pth"),
     ],
     "large": [
         _published_by_authors("convnext_large_1k_224_ema.pth", 1000),
@@ -86,7 +79,7 @@ PUBLISHED = {
         _published_by_authors("convnext_large_22k_224.pth", 21841),
         _published_by_authors("convnext_large_22k_1k_224.pth", 1000),
         _published_by_authors("convnext_large_22k_1k_384.pth", 1000, 384),
-        _published_by_torchvision("convnext_large-ea097f82.pth"),
+        pretrained.torchvision_file("convnext_large-ea097f82.pth"),
     ],
     "xlarge": [
         _published_by_authors("convnext_xlarge_22k_224.pth", 21841),

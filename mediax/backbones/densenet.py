@@ -36,13 +36,6 @@ GREY_MEAN = (0.5,)
 GREY_STD = (1 / 2048,)
 
 
-def _published_by_torchvision(file: str) -> dict[str, Any]:
-    source = f"https://download.pytorch.org/models/{file}"
-    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
-    licence = "BSD-3-Clause"
-    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": 224}
-
-
 def _published_by_torchxrayvision(data: str) -> dict[str, Any]:
     file = f"{data}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
     source = f"https://github.com/mlmed/torchxrayvision/releases/download/v1/{file}"
@@ -54,13 +47,13 @@ def _published_by_torchxrayvision(data: str) -> dict[str, Any]:
 # `torchxrayvision.models.DenseNet(weights=...).state_dict()` gives, with torch.save or safetensors, and read that.
 PUBLISHED = {
     "121": [
-        _published_by_torchvision("densenet121-a639ec97.pth"),
+        pretrained.torchvision_file("densenet121-a639ec97.pth"),
         _published_by_torchxrayvision("nih-pc-chex-mimic_ch-google-openi-kaggle"),
         *(_published_by_torchxrayvision(data) for data in ("nih", "pc", "chex", "kaggle", "mimic_nb", "mimic_ch")),
     ],
-    "161": [_published_by_torchvision("densenet161-8d451a50.pth")],
-    "169": [_published_by_torchvision("densenet169-b2777c0a.pth")],
-    "201": [_published_by_torchvision("densenet201-c1103571.pth")],
+    "161": [pretrained.torchvision_file("densenet161-8d451a50.pth")],
+    "169": [pretrained.torchvision_file("densenet169-b2777c0a.pth")],
+    "201": [pretrained.torchvision_file("densenet201-c1103571.pth")],
 }
 
 _BOTTLENECK = 4  # a layer's 1x1 convolution gives this many times the growth

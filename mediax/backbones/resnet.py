@@ -29,19 +29,15 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def _published(file: str) -> dict[str, Any]:
-    source = f"https://download.pytorch.org/models/{file}"
-    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
-    licence = "BSD-3-Clause"
-    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": 224}
-
-
 # ImageNet-1k. The second file of a variant is torchvision's newer recipe ("V2").
 PUBLISHED = {
-    "18": [_published("resnet18-f37072fd.pth")],
-    "34": [_published("resnet34-b627a593.pth")],
-    "50": [_published("resnet50-0676ba61.pth"), _published("resnet50-11ad3fa6.pth")],
-    "101": [_published("resnet101-63fe2227.pth"), _published("resnet101-cd907fc2.pth")],
+    "18": [pretrained.torchvision_file("resnet18-f37072fd.pth")],
+    "34": [pretrained.torchvision_file("resnet34-b627a593.pth")],
+    "50": [pretrained.torchvision_file("resnet50-0676ba61.pth"), pretrained.torchvision_file("resnet50-11ad3fa6.pth")],
+    "101": [
+        pretrained.torchvision_file("resnet101-63fe2227.pth"),
+        pretrained.torchvision_file("resnet101-cd907fc2.pth"),
+    ],
 }
 
 _kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -59,32 +59,25 @@ def _published_by_authors(file: str, release: str, size: int, classes: int = 100
     return {"file": file, "source": source, "licence": "MIT", "classes": classes, "size": size}
 
 
-def _published_by_torchvision(file: str, size: int) -> dict[str, Any]:
-    source = f"https://download.pytorch.org/models/{file}"
-    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
-    licence = "BSD-3-Clause"
-    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": size}
-
-
 # classes 1000: ImageNet-1k; 21841: ImageNet-22k. "22kto1k": trained on the second, then on the first.
 PUBLISHED = {
     "tiny": [
         _published_by_authors("swin_tiny_patch4_window7_224.pth", "v1.0.0", 224),
         _published_by_authors("swin_tiny_patch4_window7_224_22k.pth", "v1.0.8", 224, 21841),
         _published_by_authors("swin_tiny_patch4_window7_224_22kto1k_finetune.pth", "v1.0.8", 224),
-        _published_by_torchvision("swin_t-704ceda3.pth", 224),
+        pretrained.torchvision_file("swin_t-704ceda3.pth"),
     ],
     "small": [
         _published_by_authors("swin_small_patch4_window7_224.pth", "v1.0.0", 224),
         _published_by_authors("swin_small_patch4_window7_224_22k.pth", "v1.0.8", 224, 21841),
         _published_by_authors("swin_small_patch4_window7_224_22kto1k_finetune.pth", "v1.0.8", 224),
-        _published_by_torchvision("swin_s-5e29d889.pth", 224),
+        pretrained.torchvision_file("swin_s-5e29d889.pth"),
     ],
     "base": [
         _published_by_authors("swin_base_patch4_window7_224.pth", "v1.0.0", 224),
         _published_by_authors("swin_base_patch4_window7_224_22k.pth", "v1.0.0", 224, 21841),
         _published_by_authors("swin_base_patch4_window7_224_22kto1k.pth", "v1.0.0", 224),
-        _published_by_torchvision("swin_b-68c6b09e.pth", 224),
+        pretrained.torchvision_file("swin_b-68c6b09e.pth"),
     ],
     "large": [
         _published_by_authors("swin_large_patch4_window7_224_22k.pth", "v1.0.0", 224, 21841),
@@ -101,15 +94,15 @@ PUBLISHED = {
     ],
     "v2_tiny": [
         _published_by_authors("swinv2_tiny_patch4_window8_256.pth", "v2.0.0", 256),
-        _published_by_torchvision("swin_v2_t-b137f0e2.pth", 256),
+        pretrained.torchvision_file("swin_v2_t-b137f0e2.pth", size=256),
     ],
     "v2_small": [
         _published_by_authors("swinv2_small_patch4_window8_256.pth", "v2.0.0", 256),
-        _published_by_torchvision("swin_v2_s-637d8ceb.pth", 256),
+        pretrained.torchvision_file("swin_v2_s-637d8ceb.pth", size=256),
     ],
     "v2_base": [
         _published_by_authors("swinv2_base_patch4_window8_256.pth", "v2.0.0", 256),
-        _published_by_torchvision("swin_v2_b-781e5279.pth", 256),
+        pretrained.torchvision_file("swin_v2_b-781e5279.pth", size=256),
     ],
     "v2_tiny_window16": [_published_by_authors("swinv2_tiny_patch4_window16_256.pth", "v2.0.0", 256)],
     "v2_small_window16": [_published_by_authors("swinv2_small_patch4_window16_256.pth", "v2.0.0", 256)],

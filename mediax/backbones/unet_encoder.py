@@ -11,31 +11,18 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, max_pool, run_block
+from mediax.layers import ConvPair, max_pool, run_block
 
 VARIANTS = {"2015": {"width": 1.0}, "half": {"width": 0.5}, "quarter": {"width": 0.25}, "eighth": {"width": 0.125}}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 PUBLISHED: dict[str, Any] = {}  # the authors' weights are Caffe's, of one channel and two cell datasets
 
-_kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")  # the paper's section 3
 
-
-class Level(nnx.Module):
-    """Two 3x3 convolutions, each followed by [BatchNorm] and ReLU: f[B,H,W,in] -> f[B,H,W,out], or 4 less if valid."""
-
-    def __init__(self, in_channels: int, channels: int, *, padding: int, normalize: bool, dtype: Any, rngs: nnx.Rngs):
-        self.convs, self.norms = nnx.List(), nnx.List()
-        for inputs in (in_channels, channels):
-            options = {"padding": padding, "use_bias": not normalize, "kernel_init": _kernel_init, "dtype": dtype}
-            self.convs.append(Conv(inputs, channels, 3, **options, rngs=rngs))
-            if normalize:
-                self.norms.append(BatchNorm(channels, dtype=dtype, rngs=rngs))
+class Level(ConvPair):
+    """One level of the path, as `run_block` calls it: f[B,H,W,in] -> f[B,H,W,out], or 4 less if unpadded."""
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
-        for index, conv in enumerate(self.convs):
-            x = conv(x)
-            x = jax.nn.relu(self.norms[index](x, train) if self.norms else x)
-        return x
+        return self.convolve(x, train)
 
 
 class Backbone(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from mediax.errors import InputError
-from mediax.layers import Conv
+from mediax.layers import Conv, wide
 
 _kernel_init = nnx.initializers.xavier_uniform()
 
@@ -81,5 +81,4 @@ class Head(nnx.Module):
         x = jax.nn.relu(self.expand(code)).reshape(x.shape)
         for level in self.levels:
             x = level(x)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return {"code": code.astype(wide), "image": jax.nn.sigmoid(self.output(x).astype(wide))}
+        return {"code": wide(code), "image": jax.nn.sigmoid(wide(self.output(x)))}

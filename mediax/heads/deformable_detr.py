@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from mediax import pretrained
+from mediax import deformable_transformer
 from mediax.deformable_transformer import (
     COSTS,
     NAMES,
@@ -24,14 +24,13 @@ from mediax.deformable_transformer import (
     Levels,
     Proposals,
     best_pairs,
-    divide,
     logit,
     pixel_centers,
     set_losses,
     sines,
-    wide,
 )
 from mediax.errors import InputError
+from mediax.layers import wide
 from mediax.operators import boxes as box
 
 # `refine`: each decoder layer moves the boxes of the one before. `two_stage`: the encoder proposes the first boxes.
@@ -204,10 +203,4 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict]:
     file's layout. Files of "plain" repeat the one predictor for each layer; all but the first are dropped by the
     caller's warm start. Raises InputError with the names it does not know.
     """
-    backbone, own = divide(weights)
-    head = pretrained.rename(own, _NAMES)["head"]
-    if ("query", "kernel") in head:  # an embedding, which is no linear layer
-        head["query",] = head.pop(("query", "kernel")).T
-    if ("levels", "level") in head:
-        head["levels", "level"] = head["levels", "level"].T
-    return {"backbone": backbone, "head": head}
+    return deformable_transformer.translate(weights, _NAMES, ("query",))

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from mediax import pretrained
+from mediax import deformable_transformer
 from mediax.deformable_transformer import (
     COSTS,
     NAMES,
@@ -25,15 +25,14 @@ from mediax.deformable_transformer import (
     Proposals,
     best_pairs,
     box_losses,
-    divide,
     focal_loss,
     logit,
     pixel_centers,
     set_losses,
     sines,
-    wide,
 )
 from mediax.errors import InputError
+from mediax.layers import wide
 from mediax.operators import boxes as box
 
 # For tasks/detection.py: what the losses are averaged over, and how they add up.
@@ -276,13 +275,7 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict]:
     file's layout. The last row of the authors' table of labels, which nothing reads, is dropped. Raises InputError with
     the names it does not know.
     """
-    backbone, own = divide(weights)
-    head = pretrained.rename(own, _NAMES)["head"]
-    for name in ("query", "labels"):  # embeddings, which are no linear layers
-        if (name, "kernel") in head:
-            head[name,] = head.pop((name, "kernel")).T
-    if ("labels",) in head:
-        head["labels",] = head["labels",][:-1]
-    if ("levels", "level") in head:
-        head["levels", "level"] = head["levels", "level"].T
-    return {"backbone": backbone, "head": head}
+    parts = deformable_transformer.translate(weights, _NAMES, ("query", "labels"))
+    if ("labels",) in parts["head"]:
+        parts["head"]["labels",] = parts["head"]["labels",][:-1]
+    return parts

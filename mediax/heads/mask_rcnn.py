@@ -18,7 +18,7 @@ from jax import lax
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv
+from mediax.layers import Conv, nearest, wide
 from mediax.operators import boxes as box
 from mediax.operators.nms import nms
 from mediax.operators.roi_align import pyramid_level, roi_align
@@ -50,17 +50,11 @@ class FeaturePyramid(nnx.Module):
         merged = None
         for stride, lateral, output in reversed(list(zip(self.strides, self.lateral, self.output, strict=True))):
             x = lateral(pyramid[stride])
-            merged = x if merged is None else x + _enlarge(merged, x.shape[1:3])
+            merged = x if merged is None else x + nearest(merged, x.shape[1:3])
             levels[stride] = output(merged)
         levels = {stride: levels[stride] for stride in self.strides}
         coarsest = self.strides[-1]
         return levels | {2 * coarsest: levels[coarsest][:, ::2, ::2]}
-
-
-def _enlarge(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Nearest neighbour, as torch rounds: f[B,h,w,C] -> f[B,*size,C]."""
-    rows, columns = (np.arange(new) * old // new for new, old in zip(size, x.shape[1:3], strict=True))
-    return x[:, rows][:, :, columns]
 
 
 class RegionProposals(nnx.Module):
@@ -77,7 +71,7 @@ class RegionProposals(nnx.Module):
         batch = hidden[0].shape[0]
         logits = jnp.concatenate([self.objectness(x).reshape(batch, -1) for x in hidden], 1)
         offsets = jnp.concatenate([self.offsets(x).reshape(batch, -1, 4) for x in hidden], 1)
-        return _wide(logits), _wide(offsets)
+        return wide(logits), wide(offsets)
 
 
 class BoxBranch(nnx.Module):
@@ -95,7 +89,7 @@ class BoxBranch(nnx.Module):
         x = regions.reshape(*regions.shape[:2], -1)
         for layer in self.hidden:
             x = jax.nn.relu(layer(x))
-        return _wide(self.classes(x)), _wide(self.offsets(x)).reshape(*x.shape[:2], -1, 4)
+        return wide(self.classes(x)), wide(self.offsets(x)).reshape(*x.shape[:2], -1, 4)
 
 
 class MaskBranch(nnx.Module):
@@ -115,7 +109,7 @@ class MaskBranch(nnx.Module):
         kernel, bias = (array[...].astype(x.dtype) for array in (self.enlarge.kernel, self.enlarge.bias))
         x = jnp.einsum("nhwi,yxoi->nhywxo", x, kernel)
         x = jax.nn.relu(x.reshape(x.shape[0], 2 * x.shape[1], 2 * x.shape[3], -1) + bias)
-        return _wide(self.masks(x)).reshape(*regions.shape[:2], *x.shape[1:3], -1)
+        return wide(self.masks(x)).reshape(*regions.shape[:2], *x.shape[1:3], -1)
 
 
 class Head(nnx.Module):
@@ -415,10 +409,6 @@ def _smooth_l1(predicted: jax.Array, wanted: jax.Array, beta: float = 1 / 9) -> 
 
 def _at_least(boxes: jax.Array, length: float) -> jax.Array:
     return (boxes[..., 2:] - boxes[..., :2] >= length).all(-1)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 # Published module -> ours: see pretrained.rename. The last alternatives are the names of torchvision's own files, which

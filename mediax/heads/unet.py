@@ -18,9 +18,7 @@ from jax import lax
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv
-
-_kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from mediax.layers import Conv, ConvPair, nearest, wide
 
 
 class Doubling(nnx.Module):
@@ -39,7 +37,7 @@ class Doubling(nnx.Module):
         return y.reshape(batch, 2 * height, 2 * width, channels)
 
 
-class Block(nnx.Module):
+class Block(ConvPair):
     """Upsampling, the skip of that level beside it, two 3x3 convolutions with [BatchNorm] and ReLU.
 
     f[B,h,w,in], f[B,H,W,skip] -> f[B,H,W,out] for padding "same"; "valid" doubles h and w, cuts the skip to that size,
@@ -61,21 +59,15 @@ class Block(nnx.Module):
         learned = upsampling == "transposed"
         self.up = Doubling(in_channels, out_channels, dtype=dtype, rngs=rngs) if learned else nnx.data(None)
         self.valid = valid
-        self.convs, self.norms = nnx.List(), nnx.List()
-        for inputs in ((out_channels if learned else in_channels) + skip_channels, out_channels):
-            options = {"padding": 0 if valid else 1, "use_bias": not normalize, "kernel_init": _kernel_init}
-            self.convs.append(Conv(inputs, out_channels, 3, **options, dtype=dtype, rngs=rngs))
-            if normalize:
-                self.norms.append(BatchNorm(out_channels, dtype=dtype, rngs=rngs))
+        entering = (out_channels if learned else in_channels) + skip_channels
+        options = {"padding": 0 if valid else 1, "normalize": normalize, "dtype": dtype}
+        super().__init__(entering, out_channels, **options, rngs=rngs)
 
     def __call__(self, x: jax.Array, skip: jax.Array | None, size: tuple[int, int], train: bool) -> jax.Array:
         size = (2 * x.shape[1], 2 * x.shape[2]) if self.valid else size
         x = nearest(x, size) if self.up is None else centred(self.up(x), size)
         x = x if skip is None else jnp.concatenate([x, centred(skip, size).astype(x.dtype)], axis=-1)
-        for index, conv in enumerate(self.convs):
-            x = conv(x)
-            x = jax.nn.relu(self.norms[index](x, train) if self.norms else x)
-        return x
+        return self.convolve(x, train)
 
 
 class Head(nnx.Module):
@@ -141,17 +133,7 @@ class Head(nnx.Module):
             skip = pyramid.get(stride)
             level = skip.shape[1:3] if skip is not None else tuple(-(-side // stride) for side in size)
             x = block(x, skip, level, train)
-        logits = centred(self.output(x), size)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes f[B,h,w,C] to f[B,H,W,C]; a pixel takes the value at floor(place * h / H), as torch does."""
-    for axis, side in zip((1, 2), size):
-        factor, rest = divmod(side, x.shape[axis])
-        places = np.arange(side) * x.shape[axis] // side
-        x = jnp.take(x, places, axis=axis) if rest else jnp.repeat(x, factor, axis=axis)
-    return x
+        return wide(centred(self.output(x), size))
 
 
 def centred(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -17,29 +17,20 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv
-
-_kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from mediax.layers import Conv, ConvPair, bilinear, nearest, wide
 
 
-class Node(nnx.Module):
+class Node(ConvPair):
     """Nearest upsampling to the size of the skips, two 3x3 convolutions with BatchNorm and ReLU.
 
     f[B,h,w,in] and skips f[B,H,W,...] of `skip_channels` in all -> f[B,H,W,out].
     """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.convs, self.norms = nnx.List(), nnx.List()
-        for inputs in (in_channels + skip_channels, out_channels):
-            options = {"padding": 1, "use_bias": False, "kernel_init": _kernel_init, "dtype": dtype}
-            self.convs.append(Conv(inputs, out_channels, 3, **options, rngs=rngs))
-            self.norms.append(BatchNorm(out_channels, dtype=dtype, rngs=rngs))
+        super().__init__(in_channels + skip_channels, out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, skips: list[jax.Array], size: tuple[int, int], train: bool) -> jax.Array:
-        x = jnp.concatenate([nearest(x, size), *skips], axis=-1)
-        for conv, norm in zip(self.convs, self.norms):
-            x = jax.nn.relu(norm(conv(x), train))
-        return x
+        return self.convolve(jnp.concatenate([nearest(x, size), *skips], axis=-1), train)
 
 
 class Head(nnx.Module):
@@ -109,23 +100,13 @@ class Head(nnx.Module):
         for stride, node in zip(self.tail_strides, self.tail):
             x = node(x, [], tuple(-(-side // stride) for side in size), train)
         logits = [branch(node) for branch, node in zip(self.branches, reversed(above))] + [self.output(x)]
-        logits = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in logits]
-        logits = [jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False) for x in logits]
+        logits = [bilinear(wide(x), size) for x in logits]
         return jnp.stack(logits) if self.branches else logits[0]
 
 
 def _output(in_channels: int, classes: int, size: int, dtype: Any, rngs: nnx.Rngs) -> Conv:
     init = nnx.initializers.xavier_uniform()
     return Conv(in_channels, classes, size, padding=size // 2, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes f[B,h,w,C] to f[B,H,W,C]; a pixel takes the value at floor(place * h / H), as torch does."""
-    for axis, side in zip((1, 2), size):
-        factor, rest = divmod(side, x.shape[axis])
-        places = np.arange(side) * x.shape[axis] // side
-        x = jnp.take(x, places, axis=axis) if rest else jnp.repeat(x, factor, axis=axis)
-    return x
 
 
 _NAMES = (

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv
+from mediax.layers import BatchNorm, Conv, bilinear, wide
 
 _kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -87,13 +87,7 @@ class Head(nnx.Module):
         x = self.fusion(jnp.concatenate(features, axis=-1), train)
         if train and self.dropout > 0:
             x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
-        logits = self.output(x)
-        return bilinear(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), size)
-
-
-def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes f[B,h,w,C] to f[B,H,W,C] by the pixels' centres, the border repeated."""
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
+        return bilinear(wide(self.output(x)), size)
 
 
 def average_pooled(x: jax.Array, cells: int) -> jax.Array:

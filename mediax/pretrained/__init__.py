@@ -132,6 +132,14 @@ def sha256(path: str | File) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def torchvision_file(file: str, *, size: int = 224) -> dict[str, Any]:
+    """One of torchvision's ImageNet-1k files, as PUBLISHED of a backbone lists it; `size` is the image's in pixels."""
+    source = f"https://download.pytorch.org/models/{file}"
+    digest = file.removesuffix(".pth").split("-")[1]  # torchvision names a file by the beginning of its SHA-256
+    licence = "BSD-3-Clause"
+    return {"file": file, "source": source, "licence": licence, "sha256": digest, "classes": 1000, "size": size}
+
+
 def rename(weights: dict[str, np.ndarray], table: Iterable[tuple[str, str]]) -> dict[str, dict[Path, np.ndarray]]:
     """Published tensors by name -> {"backbone": {path: array}, "head": {path: array}}.
 
