@@ -236,6 +236,7 @@ PHANTOM_LABELS = {
     "Consolidation": "Consolidation",
     "Atelectasis": "Atelectasis",
     "Nodule": "Nodule",
+    "Mass": "Mass",
     "Pneumothorax": "Pneumothorax",
 }
 PHANTOM_FIRST = 36199  # the first image's number in the real set
@@ -257,6 +258,7 @@ def phantom(
     test: int = 10,
     release: Literal["chestxdet", "chestxdet10"] = "chestxdet",
     folders: tuple[str, str] = ("train_data", "test_data"),
+    prevalence: Mapping[str, float] | None = None,
     size: int = 128,
     workers: int = 1,
 ) -> None:
@@ -269,12 +271,13 @@ def phantom(
       train, test: how many images there are in each JSON file.
       release: "chestxdet" or "chestxdet10".
       folders: of the images of train and test.
+      prevalence: how often findings occur, where not as in `chest.PREVALENCE`.
       size: side of the images in pixels; 1024 in the real set, whose pixels the annotations speak of in any case.
       workers: threads; the result does not depend on their number.
     """
     if release not in TABLES:
         raise InputError(f"chestxdet: release={release!r}: {catalog.suggestion(release, TABLES)}")
-    drawn = list(phantom_images(seed, {"train": train, "test": test}, size))
+    drawn = list(phantom_images(seed, {"train": train, "test": test}, size, prevalence))
     tables: dict[str, list] = {split: [] for split in SPLITS}
     for image, radiograph in zip(drawn, builder.in_order(lambda image: image.draw(), drawn, workers)):
         path = Path(root) / folders[SPLITS.index(image.split)] / image.name
@@ -285,7 +288,9 @@ def phantom(
         (Path(root) / TABLES[release].format(split)).write_text(json.dumps(table))
 
 
-def phantom_images(seed: int, counts: Mapping[str, int], size: int) -> Iterator[PhantomImage]:
+def phantom_images(
+    seed: int, counts: Mapping[str, int], size: int, prevalence: Mapping[str, float] | None = None
+) -> Iterator[PhantomImage]:
     """All images of the phantom; a quarter of the training images, not a tenth, belongs to the validation split."""
     quarter = counts["train"] // 4
     parts = (("train", False, counts["train"] - quarter), ("train", True, quarter), ("test", None, counts["test"]))
@@ -294,7 +299,7 @@ def phantom_images(seed: int, counts: Mapping[str, int], size: int) -> Iterator[
         fitting = (number for number in numbers if validation in (None, is_validation(str(number))))
         for rank, number in enumerate(itertools.islice(fitting, count)):
             rng = np.random.default_rng([seed, number])
-            findings = chest.sample_findings(rng)
+            findings = chest.sample_findings(rng, prevalence)
             if rank <= len(chest.FINDINGS):
                 findings = frozenset(chest.FINDINGS[rank : rank + 1])
             draw = functools.partial(chest.frontal, int(rng.integers(2**31)), findings=findings, size=size)

@@ -301,6 +301,7 @@ PHANTOM_LABELS = {
     "Atelectasis": ("Atelectasis",),
     "Edema": ("Edema",),
     "Nodule": ("Nodule",),
+    "Mass": ("Mass",),
     "Pneumothorax": ("Pneumothorax",),
     "Support Devices": (),
 }
@@ -310,6 +311,7 @@ PHANTOM_BOXES = {
     "Consolidation": "Infiltrate",
     "Atelectasis": "Atelectasis",
     "Nodule": "Nodule",
+    "Mass": "Mass",
     "Pneumothorax": "Pneumothorax",
 }
 ENTRY_HEADER = (

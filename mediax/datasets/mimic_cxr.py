@@ -255,6 +255,7 @@ def read(
 PHANTOM_LABELS = {
     "Cardiomegaly": {"Cardiomegaly", "Enlarged Cardiomediastinum"},
     "Nodule": {"Lung Lesion", "Lung Opacity"},
+    "Mass": {"Lung Lesion", "Lung Opacity"},
     "Consolidation": {"Consolidation", "Lung Opacity"},
     "Edema": {"Edema", "Lung Opacity"},
     "Atelectasis": {"Atelectasis", "Lung Opacity"},

@@ -447,9 +447,10 @@ PHANTOM_NAMES = {
     "Atelectasis": "Atelectasis",
     "Edema": "Edema",
     "Nodule": "Nodule/Mass",
+    "Mass": "Nodule/Mass",
     "Pneumothorax": "Pneumothorax",
 }
-PHANTOM_DIAGNOSES = {"Consolidation": "Pneumonia", "Nodule": "Lung tumor", "Edema": "Other disease"}
+PHANTOM_DIAGNOSES = {"Consolidation": "Pneumonia", "Mass": "Lung tumor", "Edema": "Other disease"}
 PHANTOM_READERS = (8, 9, 10)
 # As the tables spell and order the classes; the training table has one more letter.
 LOCAL_COLUMNS = (

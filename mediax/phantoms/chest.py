@@ -34,6 +34,7 @@ PREVALENCE = {
     "Nodule": 0.19,
     "Pneumothorax": 0.14,
     "Support Devices": 0.28,
+    "Mass": 0.09,
 }
 
 # What findings share: congestion of the heart, infection, intensive care. Loadings of a Gaussian copula.
@@ -46,6 +47,7 @@ COMMON_CAUSES = {
     "Nodule": (0.0, 0.1, -0.1),
     "Pneumothorax": (-0.1, 0.0, 0.5),
     "Support Devices": (0.25, 0.1, 0.8),
+    "Mass": (0.0, 0.2, 0.0),
 }
 
 

@@ -191,6 +191,27 @@ def nodule(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesi
     return lesions
 
 
+def mass(scene: Scene, rng: np.random.Generator, severity: float) -> list[Lesion]:
+    """One lobulated opacity of 31 to 62 mm (in an adult), with spicules that reach into the lung around it."""
+    radius = (31 + 24 * severity + rng.uniform(0, 7)) / 2 * scene.size
+    side, centre = _place(scene, rng, margin=0.8 * radius, band=(0.1, 0.8))
+    turn = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    lobes = 1 + sum(rng.normal(0, 0.07) * np.cos(n * turn + rng.uniform(0, 6)) for n in (2, 3, 4, 5))
+    direction = np.column_stack([np.cos(turn), np.sin(turn)])
+    cover = scene.canvas.fill(centre + radius * lobes[:, None] * direction) * scene.field[side]
+    for angle in rng.uniform(0, 2 * np.pi, 14):
+        out = np.array([np.cos(angle), np.sin(angle)])
+        spicule = centre + radius * np.linspace(0.8, rng.uniform(1.15, 1.4), 8)[:, None] * out
+        cover = np.maximum(cover, 0.6 * scene.canvas.fill(ribbon(spicule, np.linspace(1.6, 0.3, 8) * scene.size)))
+    cover = cover * scene.field[side]
+    x, y = scene.grid
+    ball = np.sqrt((1 - ((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (1.3 * radius) ** 2).clip(0.2))
+    depth = scene.project(ball.astype(np.float32)) * cover
+    body = largest_part(cover > 0.8 * cover.max())
+    opacity = (1.2 + 0.5 * severity) * scene.canvas.blur(depth, 0.6 * scene.size)
+    return [Lesion("Mass", body, opacity=opacity, vessels=1 - 0.7 * cover)]
+
+
 def pneumothorax(scene: FrontalScene, rng: np.random.Generator, severity: float) -> list[Lesion]:
     """Air beside the collapsed lung: a lucent crescent without vessels, over the apex, behind a thin white line."""
     anatomy, size = scene.anatomy, scene.size
@@ -250,4 +271,5 @@ DRAW: dict[str, Callable[[FrontalScene, np.random.Generator, float], list[Lesion
     "Nodule": nodule,
     "Pneumothorax": pneumothorax,
     "Support Devices": support_devices,
+    "Mass": mass,
 }

@@ -12,7 +12,7 @@ import numpy as np
 from mediax.phantoms.canvas import Canvas, edges, ellipse, ribbon, smooth
 from mediax.phantoms.chest_anatomy import TEMPLATE_HEIGHT, TEMPLATE_WIDTH
 from mediax.phantoms.chest_devices import draw_device
-from mediax.phantoms.chest_findings import consolidation, nodule
+from mediax.phantoms.chest_findings import consolidation, mass, nodule
 from mediax.phantoms.chest_patient import Build, Patient
 from mediax.phantoms.chest_scene import Lesion, Scene, rounded, visible_extent
 
@@ -324,4 +324,5 @@ DRAW = {
     "Nodule": nodule,
     "Pneumothorax": pneumothorax,
     "Support Devices": support_devices,
+    "Mass": mass,
 }
