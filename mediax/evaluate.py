@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -163,22 +164,42 @@ def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[st
 
 
 def score(
-    evaluation: Evaluation, collected: Collected, calibration: Mapping[str, Mapping[str, Any]], *, resamples: int
+    evaluation: Evaluation,
+    collected: Collected,
+    calibration: Mapping[str, Mapping[str, Any]],
+    *,
+    resamples: int,
+    beside: bool = True,
 ) -> list[Score]:
-    """Computes every task's metrics on the protocol's cases, with `resamples` bootstrap draws (0 = no interval)."""
+    """Computes every task's metrics on the protocol's cases, with `resamples` bootstrap draws (0 = no interval).
+
+    `beside` adds to each figure what a predictor gets that never looks at an image, and where a second reader's
+    annotations are there, what that reader gets.
+    """
     scores = []
     for name, task in evaluation.tasks.items():
         predictions, targets, groups = cases(evaluation, collected, name)
-        metrics = task.metrics(
-            predictions,
-            targets,
+        measure = partial(
+            task.metrics,
+            targets=targets,
             classes=evaluation.protocol.classes,
             calibration=calibration[name],
             groups=groups,
-            resamples=resamples,
+            **evaluation.protocol.options,
         )
-        scores.append(Score(evaluation, name, metrics))
+        figures = measure(predictions, resamples=resamples)
+        if beside:
+            trivial = measure(task.trivial(predictions, calibration[name]), resamples=0)
+            figures = _beside(figures, trivial, "trivial")
+        if beside and (reader := getattr(task, "second_reader", lambda targets: None)(targets)):
+            figures = _beside(figures, measure(reader, resamples=0), "reader")
+        scores.append(Score(evaluation, name, figures))
     return scores
+
+
+def _beside(figures: list[Metric], others: list[Metric], field: str) -> list[Metric]:
+    values = {other.name: other.value for other in others}
+    return [replace(figure, **{field: values.get(figure.name)}) for figure in figures]
 
 
 def without_intervals(evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:

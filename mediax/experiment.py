@@ -48,6 +48,7 @@ STREAM = {
 }
 EVALUATION = {
     "stream": "",  # whose tasks are evaluated (default: the only stream)
+    "tasks": (),  # which of them (default: all)
     "dataset": "",  # default: the stream's
     "build": {},  # default: the stream's
     "read": {},  # default: the stream's
@@ -241,6 +242,86 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     backbone = _backbone(config)
     dtype = PRECISIONS[config["precision"]]
     tasks = {name: _tasks(name, stream, sources, dtype) for name, stream in config["streams"].items()}
+    streams = {name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()}
+    return _training(config, backbone, tasks, mesh, streams, _evaluations(config, tasks, sources))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file becomes an image that `tasks` know: loaded and fitted as `builder` does, then transformed."""
+
+    builder: builder.Builder
+    transform: tuple[Mapping[str, Any], ...]
+    tasks: Mapping[str, Any]
+    evaluation: str  # whose images these would be, and whose thresholds hold
+
+
+def compose_for_files(
+    config: Mapping[str, Any], workdir: Path, evaluation: str = ""
+) -> tuple[Training, dict[str, Reading]]:
+    """Builds from the config of a finished run what predicting on files needs, without any dataset: Reading by stream.
+
+    The Training has neither streams nor evaluations; it restores the run's state. Files are read as images of the
+    evaluation that is named, else of "test", else of the stream's first one. Raises InputError if there is none.
+    """
+    given, config = config, complete(config)
+    sources = Sources(config, Folders(None, workdir, workdir))
+    backbone = _backbone(config)
+    dtype = PRECISIONS[config["precision"]]
+    tasks = {
+        name: _tasks(name, stream | {"tasks": _unweighted(stream["tasks"])}, sources, dtype)
+        for name, stream in config["streams"].items()
+    }
+    training = _training(config, backbone, tasks, sharding.mesh(), {}, {})
+    readings = {}
+    for name in _evaluation_of_streams(config, evaluation):
+        stream = _stream_of(name, config["evaluations"][name], config)
+        dataset, build, _ = _data_of(config["evaluations"][name], config["streams"][stream])
+        readings[stream] = Reading(
+            builder=catalog.load("datasets", dataset).Builder(config=build or None, data_dir=workdir),
+            transform=config["evaluations"][name]["transform"],
+            tasks=tasks[stream],
+            evaluation=name,
+        )
+    # As it was given, for comparison with what the checkpoint says.
+    return dataclasses.replace(training, config=given), readings
+
+
+def _unweighted(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Tasks without the class weights, which only a loss needs, and which may ask for the labels of a dataset."""
+    return {name: {key: value for key, value in spec.items() if key != "class_weights"} for name, spec in tasks.items()}
+
+
+def _evaluation_of_streams(config: Mapping[str, Any], chosen: str) -> list[str]:
+    """Names one evaluation of each stream that has any: the chosen one alone, else "test", else the first."""
+    specs = config["evaluations"]
+    if chosen and chosen not in specs:
+        raise InputError(f"the run has no evaluation {chosen!r}; {catalog.suggestion(chosen, specs)}")
+    if chosen:
+        return [chosen]
+    first: dict[str, str] = {}
+    for name in sorted(specs, key=lambda name: name != "test"):
+        first.setdefault(_stream_of(name, specs[name], config), name)
+    if not first:
+        raise InputError("config field evaluations is empty: expected one, as whose images files are read")
+    return list(first.values())
+
+
+def _data_of(
+    evaluation: Mapping[str, Any], stream: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """The dataset, its build and its read that an evaluation has: its own, or its stream's."""
+    return tuple(evaluation[field] or stream[field] for field in ("dataset", "build", "read"))
+
+
+def _training(
+    config: Mapping[str, Any],
+    backbone: "_Backbone",
+    tasks: Mapping[str, Mapping[str, Any]],
+    mesh: jax.sharding.Mesh,
+    streams: Mapping[str, Stream],
+    evaluations: Mapping[str, Evaluation],
+) -> Training:
     model = _model(config, backbone, tasks)
     parts = {
         name: ["backbone", *(part for task in of.values() for part in task.parts(backbone.channels))]
@@ -249,10 +330,8 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     chain = dict(config["optimizer"])
     return Training(
         model=model,
-        streams={
-            name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()
-        },
-        evaluations=_evaluations(config, tasks, sources),
+        streams=streams,
+        evaluations=evaluations,
         schedule=schedule.build(
             config["schedule"]["name"],
             parts,
@@ -492,17 +571,17 @@ def _evaluations(
     for name, spec in specs.items():
         stream_name = _stream_of(name, spec, config)
         stream = config["streams"][stream_name]
-        dataset, build = spec["dataset"] or stream["dataset"], spec["build"] or stream["build"]
-        read = spec["read"] or stream["read"]
+        dataset, build, read = _data_of(spec, stream)
         calibrate_on = _calibrating(name, config, during, selecting)
         protocol = protocols.get(spec["protocol"])
         source, read_record = sources.open(dataset, build, spec["split"]), sources.read(dataset, read)
-        _check_classes(name, sources.classes(dataset, build, read), protocol, tasks[stream_name])
+        evaluated = {task: tasks[stream_name][task] for task in _tasks_of(name, config)}
+        _check_classes(name, sources.classes(dataset, build, read), protocol, evaluated)
         if protocol.case == "study" and "study_id" not in read_record(source[0]):
             raise InputError(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
             )
-        _check_studies(name, protocol, stream["tasks"])
+        _check_studies(name, protocol, {task: stream["tasks"][task] for task in evaluated})
         options = {
             "transform": spec["transform"],
             "batch_size": spec["batch_size"] or stream["batch_size"],
@@ -513,12 +592,12 @@ def _evaluations(
             dataset=dataset,
             split=spec["split"],
             protocol=protocol,
-            tasks=tasks[stream_name],
+            tasks=evaluated,
             batches=partial(data.evaluation_batches, source, read_record, **options, process=_process()),
             size=len(source),
             calibrate_on=calibrate_on,
             during_training=spec["during_training"],
-            rows=json.dumps([stream_name, dataset, build, read, spec["split"], options]),
+            rows=json.dumps([stream_name, [*evaluated], dataset, build, read, spec["split"], options]),
             phantom=dataset in config["phantom"],
         )
     return evaluations
@@ -537,6 +616,18 @@ def _stream_of(name: str, spec: Mapping[str, Any], config: Mapping[str, Any]) ->
     return stream
 
 
+def _tasks_of(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Names the tasks that an evaluation scores: those it names, else all of its stream."""
+    spec = config["evaluations"][name]
+    valid = config["streams"][_stream_of(name, spec, config)]["tasks"]
+    for task in spec["tasks"]:
+        if task not in valid:
+            raise InputError(
+                f"config field evaluations.{name}.tasks: no task {task!r}; {catalog.suggestion(task, valid)}"
+            )
+    return list(spec["tasks"] or valid)
+
+
 def _calibrating(name: str, config: Mapping[str, Any], during: list[str], selecting: str) -> str:
     """Names the evaluation that fixes the thresholds of another one: of the same tasks, on the same kind of case."""
     specs = config["evaluations"]
@@ -553,19 +644,29 @@ def _calibrating(name: str, config: Mapping[str, Any], during: list[str], select
             f"config field evaluations.{name}.calibrate_on: {chosen!r} is of (stream, case) {kind(chosen)}, thresholds "
             f"for {kind(name)} cannot come from it"
         )
-    fitting = [other for other in (selecting, *during) if kind(other) == kind(name)]
+
+    def fits(other: str) -> bool:
+        return kind(other) == kind(name) and set(_tasks_of(name, config)) <= set(_tasks_of(other, config))
+
+    if chosen and not fits(chosen):
+        raise InputError(
+            f"config field evaluations.{name}.calibrate_on: {chosen!r} does not evaluate all of the tasks "
+            f"{', '.join(_tasks_of(name, config))}"
+        )
+    fitting = [other for other in (selecting, *during) if fits(other)]
     if not chosen and not fitting:
         raise InputError(
-            f"config field evaluations.{name}.calibrate_on: no evaluation during training is of (stream, case) "
-            f"{kind(name)}; add one on validation data, or name the one whose thresholds to take"
+            f"config field evaluations.{name}.calibrate_on: no evaluation of its tasks during training is of (stream, "
+            f"case) {kind(name)}; add one on validation data, or name the one whose thresholds to take"
         )
     return chosen or fitting[0]
 
 
 def _check_classes(name: str, classes: tuple[str, ...], protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
     for task_name, task in tasks.items():
-        own = getattr(task, "classes", classes)
-        if tuple(own) != tuple(classes):
+        fields = [field for field in ("classes", "box_classes", "structures") if hasattr(task, field)]
+        own = getattr(task, fields[0]) if fields else ()
+        if fields[:1] == ["classes"] and tuple(own) != tuple(classes):
             raise InputError(
                 f"config field evaluations.{name}: its dataset has the classes {list(classes)}, task {task_name!r} "
                 f"predicts {list(own)}; choose the same with the options build or read"
@@ -574,6 +675,12 @@ def _check_classes(name: str, classes: tuple[str, ...], protocol: protocols.Prot
             raise InputError(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} needs the classes {sorted(missing)}, "
                 f"which task {task_name!r} lacks"
+            )
+        known = inspect.signature(task.metrics).parameters
+        if foreign := [option for option in protocol.options if option not in known]:
+            raise InputError(
+                f"config field evaluations.{name}.protocol: {protocol.name!r} is not for the task {task_name!r}, whose "
+                f"metrics know no {foreign[0]!r}; name the tasks that it scores in evaluations.{name}.tasks"
             )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: training curves, ROC, calibration, confusion, and sheets of images with truth and prediction.
+"""The pictures of runs: training curves, ROC, FROC, calibration, confusion, images with truth and prediction.
 
 Every function writes one PNG, whole or not at all. Colours are those of Okabe and Ito (2008), which people with any
 kind of colour vision tell apart; blue and orange-red mark right and wrong, and a sign says the same.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import textwrap
@@ -34,6 +35,9 @@ DASHES = ("-", "--", ":")  # with seven colours: 21 classes that look different
 GREY = "#666666"
 RIGHT, WRONG, UNKNOWN = BLUE, RED, GREY
 TRUTH, PREDICTION = SKY, ORANGE
+ROC_AXES = ("1 − specificity", "sensitivity")
+FROC_RATES = 2.0 ** np.arange(-3, 4)  # false positives per image, those of LUNA16 (arXiv:1612.08012)
+PRECISION_RECALL_AXES = ("recall (sensitivity)", "precision")
 DOTS_PER_INCH = 130
 STYLE = {
     "font.size": 9,
@@ -56,7 +60,7 @@ HEADLINES = ("auroc", "average_precision", "quadratic_weighted_kappa", "balanced
 MOST_LINES = 6
 SMOOTHING = 0.05  # the running median spans this share of the rows
 FEWEST_IN_BIN = 10  # predictions that a bin of a single class needs to be drawn
-TILE, GAP, LINE_HEIGHT = 2.0, 0.08, 0.14  # inches, on a sheet of images
+TILE, GAP, LINE_HEIGHT, TITLE_HEIGHT = 2.0, 0.08, 0.14, 0.2  # inches, on a sheet of images
 LINE_LENGTH = 34  # characters that fit below an image
 
 
@@ -224,13 +228,11 @@ def roc(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, classes: 
     Classes without a positive or a negative row have no curve and say so in the legend.
     Raises InputError if the figure cannot be written.
     """
-    from sklearn import metrics
-
     scores, labels = _matrices(scores, labels, classes)
     rows = len(classes) + 2
     with _drawing(path, 11, max(4.2, 0.19 * rows + 0.6)) as figure:
         left, right, legend = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
-        left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+        _plot_chance(left)
         lines, texts = left.plot([], [], color="none"), ["AUROC  AP     class (positives/n)"]
         for k, name in enumerate(classes):
             known = _known(labels[:, k])
@@ -241,15 +243,11 @@ def roc(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, classes: 
                 (line,) = left.plot([], [], color="none")
                 texts.append(f"  –     –    {name}: no {'negatives' if positives else 'positives'}")
             else:
-                false_positives, sensitivity, _ = metrics.roc_curve(truth, score)
-                precision, recall, _ = metrics.precision_recall_curve(truth, score)
-                (line,) = left.plot(false_positives, sensitivity, **style)
-                right.plot(recall, precision, drawstyle="steps-post", **style)  # the steps that AP sums
-                area, average = metrics.roc_auc_score(truth, score), metrics.average_precision_score(truth, score)
+                line, area, average = _plot_roc(left, right, score, truth, **style)
                 texts.append(f"{area:.3f} {average:.3f}  {name} ({positives:,}/{truth.size:,})")
             lines.append(line)
-        _unit_square(left, "ROC", "1 − specificity", "sensitivity")
-        _unit_square(right, "Precision and recall", "recall (sensitivity)", "precision")
+        _unit_square(left, "ROC", *ROC_AXES)
+        _unit_square(right, "Precision and recall", *PRECISION_RECALL_AXES)
         legend.axis("off")
         size = 8 if rows < 18 else 7
         legend.legend(
@@ -259,6 +257,138 @@ def roc(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, classes: 
             borderaxespad=0,
             prop={"family": "monospace", "size": size},
         )
+
+
+def _plot_roc(roc: Axes, precision_recall: Axes, scores: np.ndarray, labels: np.ndarray, **style):
+    """Draws both curves of scores f[N] for labels 0 and 1, both present; returns a line, AUROC, average precision."""
+    from sklearn import metrics
+
+    false_positives, sensitivity, _ = metrics.roc_curve(labels, scores)
+    precision, recall, _ = metrics.precision_recall_curve(labels, scores)
+    (line,) = roc.plot(false_positives, sensitivity, **style)
+    precision_recall.plot(recall, precision, drawstyle="steps-post", **style)  # the steps that AP sums
+    return line, metrics.roc_auc_score(labels, scores), metrics.average_precision_score(labels, scores)
+
+
+def _plot_chance(axes: Axes) -> None:
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+
+
+def compare_roc(
+    path: str | os.PathLike, models: Mapping[str, tuple[ArrayLike, ArrayLike]], classes: Sequence[str]
+) -> None:
+    """Draws the ROC and precision-recall curves of several models over each other, two panels for each class.
+
+    Args:
+      models: name -> (scores f[N,K], labels f[N,K]), as for `roc`.
+      classes: K names.
+
+    The legend of a class gives the area under ROC, and the average precision; a model that has no positive or no
+    negative row of it has no curve. Raises InputError if the figure cannot be written.
+    """
+    arrays = {name: _matrices(*pair, classes) for name, pair in models.items()}
+    columns = 2 if len(classes) == 1 else 4
+    rows = math.ceil(2 * len(classes) / columns)
+    with _drawing(path, 3.4 * columns, (3.7 + 0.13 * len(models)) * rows) as figure:
+        for k, name in enumerate(classes):
+            left, right = (figure.add_subplot(rows, columns, 2 * k + panel) for panel in (1, 2))
+            _plot_chance(left)
+            for (model, (scores, labels)), style in zip(arrays.items(), _styles()):
+                known = _known(labels[:, k])
+                truth = labels[known, k]
+                if truth.size and truth.min() < truth.max():
+                    line, area, average = _plot_roc(left, right, scores[known, k], truth, **style)
+                    line.set_label(f"{area:.3f}  {average:.3f}  {_clipped(model)}")
+            _unit_square(left, name, *ROC_AXES)
+            _unit_square(right, "", *PRECISION_RECALL_AXES)
+            if left.get_legend_handles_labels()[1]:
+                below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0, "fontsize": 7}
+                left.legend(title="AUROC, AP, model", title_fontsize=7, alignment="left", **below)
+
+
+def froc(
+    path: str | os.PathLike, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, iou: float, subject: str = ""
+) -> None:
+    """Draws sensitivity against the mean number of false positives in an image (FROC), one line a detector.
+
+    Args:
+      curves: name -> (false positives per image f[M], share of the true boxes that are found f[M]), both rising; the
+        legend gives the mean sensitivity at `FROC_RATES`, as in `box_metrics.froc`.
+      iou: what the intersection over union of a hit exceeds, for the title.
+      subject: more words for the title, such as the number of images.
+
+    Raises InputError if the figure cannot be written.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    rates = np.geomspace(FROC_RATES[0] / 1.2, FROC_RATES[-1] * 1.2, 1000)
+    with _drawing(path, 7.4, 4.3 + 0.16 * len(curves)) as figure:
+        axes = figure.subplots()
+        for (name, (false_positives, sensitivity)), style in zip(curves.items(), _styles()):
+            points = np.concatenate([[0.0], false_positives]), np.concatenate([[0.0], sensitivity])
+            mean = np.interp(FROC_RATES, *points).mean()
+            axes.plot(rates, np.interp(rates, *points), label=f"{mean:.3f}  {_clipped(name)}", **style)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(FROC_RATES))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}" if rate >= 1 else f"1/{1 / rate:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        title = f"FROC, hits at an IoU above {iou:g}" + (f", {subject}" if subject else "")
+        axes.set(title=title, xlabel="mean false positives in an image", ylabel="sensitivity")
+        axes.set(xlim=(rates[0], rates[-1]), ylim=(-0.02, 1.02))
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.15), "borderaxespad": 0}
+        axes.legend(title="mean sensitivity at the marked rates, model", title_fontsize=8, alignment="left", **below)
+
+
+def learning_curves(path: str | os.PathLike, logs: Mapping[str, Sequence[Mapping[str, float]]], metric: str) -> bool:
+    """Draws the training loss and one metric of several runs over each other.
+
+    Args:
+      logs: name -> rows of its log, as `metric_log.read_metrics` gives them.
+      metric: how the metric's name ends ("classification/auroc/macro"); the first evaluation that logs it is drawn.
+
+    Returns whether there was anything to draw. Raises InputError if the figure cannot be written.
+    """
+    from matplotlib.ticker import FuncFormatter
+
+    losses, scores = {}, {}
+    for name, rows in logs.items():
+        series = _series(rows)
+        of_training = _fewest_words([one for one in series if not _of_evaluation(one) and one.endswith("loss")])
+        of_evaluation = [one for one in series if _of_evaluation(one) and one.endswith(f"/{metric}")]
+        for lines, found in ((losses, of_training), (scores, of_evaluation)):
+            if found:
+                lines[name] = series[found[0]]
+    panels = {"Training loss": losses, metric.removesuffix("/macro").replace("_", " "): scores}
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if not panels:
+        return False
+    styles = dict(zip(logs, _styles()))
+    with _drawing(path, 5.4 * len(panels), 3.4 + 0.16 * len(logs)) as figure:
+        for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+            for name, (steps, values) in lines.items():
+                values = np.where(np.isfinite(values), values, np.nan)
+                values = _smoothed(values) if title == "Training loss" and values.size > 20 else values
+                marker = None if title == "Training loss" and values.size > 1 else "o"
+                axes.plot(steps, values, label=_clipped(name), marker=marker, markersize=3.5, **styles[name])
+            axes.set(title=title, xlabel="step")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+            if title == "Training loss":
+                _limit_height(axes, lines)
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
+    return True
+
+
+def _styles() -> Iterator[dict[str, str]]:
+    """Yields looks of lines, each different from those before for as long as that is possible."""
+    for dash in itertools.cycle(DASHES):
+        for colour in COLOURS:
+            yield {"color": colour, "linestyle": dash}
+
+
+def _clipped(name: str, most: int = 64) -> str:
+    """Shortens a name, and keeps matplotlib from taking it for a formula or for a line that has no label."""
+    name = name if len(name) <= most else f"{name[: most - 1]}…"
+    return name.replace("$", r"\$").removeprefix("_")
 
 
 def _unit_square(axes: Axes, title: str, x: str, y: str) -> None:
@@ -368,6 +498,66 @@ def confusion(path: str | os.PathLike, predicted: ArrayLike, labels: ArrayLike, 
         figure.colorbar(image, label="share of the true class", shrink=0.8)
 
 
+def agreement(path: str | os.PathLike, predicted: ArrayLike, true: ArrayLike, names: Sequence[str]) -> None:
+    """Draws predicted against true numbers, and their differences against their means (Bland and Altman 1986).
+
+    On the right the solid line is the mean difference and the dashed ones are its limits of agreement, 1.96 standard
+    deviations away.
+
+    Args:
+      predicted, true: f[N,R] in one unit; NaN is unknown and left out.
+      names: of the R numbers, one row of panels each.
+
+    Raises InputError if the figure cannot be written.
+    """
+    predicted, true = np.asarray(predicted, float), np.asarray(true, float)
+    if predicted.shape != true.shape or true.ndim != 2 or true.shape[1] != len(names):
+        raise ValueError(f"predicted {predicted.shape} and true {true.shape}, expected both [N,{len(names)}]")
+    with _drawing(path, 8.6, 4.2 * len(names)) as figure:
+        panels = figure.subplots(len(names), 2, squeeze=False)
+        for (left, right), name, p, y in zip(panels, names, predicted.T, true.T):
+            known = np.isfinite(p) & np.isfinite(y)
+            p, y = p[known], y[known]
+            dots = {"s": 12, "color": BLUE, "alpha": 0.6, "linewidths": 0}
+            left.scatter(y, p, **dots)
+            left.set(title=f"{name}, n = {p.size:,}", xlabel="true", ylabel="predicted", aspect="equal")
+            right.scatter((p + y) / 2, p - y, **dots)
+            right.set(title="Differences", xlabel="mean of true and predicted", ylabel="predicted − true")
+            if not p.size:
+                continue
+            low, high = min(p.min(), y.min()), max(p.max(), y.max())
+            left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+            mean, deviation = float(np.mean(p - y)), float(np.std(p - y, ddof=1)) if p.size > 1 else 0.0
+            right.axhline(mean, color=BLACK, linewidth=1.2, label=f"mean {mean:+.3g}")
+            for limit in (mean - 1.96 * deviation, mean + 1.96 * deviation):
+                right.axhline(limit, color=RED, linewidth=1, linestyle="--", label=f"limit {limit:+.3g}")
+            right.legend(loc="best")
+
+
+def scores(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, threshold: float, name: str) -> None:
+    """Draws how scores are distributed, with the class and without it, and the threshold between them.
+
+    Args:
+      scores: f[N] any number, higher means present.
+      labels: f[N] 1 present, 0 absent; every other value is unknown.
+      threshold: from which on the class is called present.
+      name: of the class.
+
+    Raises InputError if the figure cannot be written.
+    """
+    scores, labels = np.asarray(scores, float), np.asarray(labels, float)
+    groups = {"absent": (labels == 0, BLUE), "present": (labels == 1, RED), "unknown": (~_known(labels), UNKNOWN)}
+    bins = np.histogram_bin_edges(np.append(scores, threshold), bins=40)
+    with _drawing(path, 6.4, 3.6) as figure:
+        axes = figure.subplots()
+        for state, (rows, colour) in groups.items():
+            if rows.any():
+                axes.hist(scores[rows], bins, color=colour, alpha=0.6, label=f"{state} ({rows.sum():,})")
+        axes.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.4g}")
+        axes.set(title=name, xlabel="score", ylabel="images")
+        axes.legend(loc="best")
+
+
 def _matrices(scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores, float), np.asarray(labels, float)
     if scores.shape != labels.shape or scores.ndim != 2 or scores.shape[1] != len(classes):
@@ -404,7 +594,7 @@ def samples(
     columns: int = 6,
     seed: int = 0,
 ) -> None:
-    """Draws a sheet of images with what is true and what was predicted: the worst half first, then a random half.
+    """Draws a sheet of images with what is true and what was predicted: the best, the worst, and some at random.
 
     Below each image stand the classes that are present or predicted, most wrong first. The sheet shows pixels and
     findings alone; it is for the caller to pass no caption that identifies a patient.
@@ -416,12 +606,13 @@ def samples(
       scores: f[N,K] probabilities in [0,1].
       exclusive: the predicted class is the one of the highest score, instead of each that reaches its threshold.
       thresholds: f[K], as for the metrics; None means 0.5.
-      errors: f[N], larger is worse (1 - Dice, say); None takes the most confident wrong score of each image.
+      errors: f[N], larger is worse (1 - Dice, say), 0 is right, NaN unknown; None takes the most confident wrong
+        score of each image, and without scores leaves all to chance.
       captions: N short lines ("Dice 0.83"), one below each image.
       truth, prediction: overlays, drawn in solid blue and dashed orange.
-      count: images on the sheet.
+      count: images on the sheet: a quarter of them the best, half of them the worst, the others at random.
       columns: images in a row.
-      seed: of the random half.
+      seed: of the random images.
 
     Raises:
       InputError: the figure cannot be written.
@@ -433,34 +624,40 @@ def samples(
         thresholds = np.full(len(classes), 0.5) if thresholds is None else np.asarray(thresholds, float)
         called = scores == scores.max(1, keepdims=True) if exclusive else scores >= thresholds
         wrongness = _wrongness(scores, labels, called)
-        errors = wrongness.max(1) if errors is None else errors
+        errors = _errors(scores, labels, wrongness) if errors is None else errors
         for i, lines in enumerate(texts):
             lines += _findings(scores[i], labels[i], called[i], wrongness[i], classes)
-    errors = np.zeros(len(images)) if errors is None else np.asarray(errors, float)
-    order, worst = _worst_then_random(errors, count, seed)
-    columns = max(1, min(columns, len(order)))
-    text_lines = max((len(texts[i]) for i in order), default=0)
+    errors = np.full(len(images), np.nan) if errors is None else np.asarray(errors, float)
+    groups = _best_worst_random(errors, count, seed)
+    shown = [i for rows in groups.values() for i in rows]
+    columns = max(1, min(columns, max(map(len, groups.values()), default=1)))
+    text_lines = max((len(texts[i]) for i in shown), default=0)
     # Placed by hand: automatic layouts leave wide gaps between images of a fixed shape.
     image_height = TILE * images.shape[1] / images.shape[2]
     row_height = image_height + LINE_HEIGHT * text_lines + 2 * GAP
     width = max(columns, 2) * (TILE + GAP) + GAP
-    title = _sheet_title(worst, labels is not None and scores is not None, truth, prediction)
+    title = _sheet_title(labels is not None and scores is not None, truth, prediction)
     title = textwrap.fill(title, int(width * 17))
-    header = 0.15 + 0.14 * (title.count("\n") + 1)
-    height = math.ceil(len(order) / columns) * row_height + header
+    header = 0.15 + 0.14 * (title.count("\n") + 1) if title else GAP
+    height = header + sum(TITLE_HEIGHT + math.ceil(len(rows) / columns) * row_height for rows in groups.values())
     overlays = ((truth, TRUTH, "-"), (prediction, PREDICTION, (0, (4, 2))))
     with _drawing(path, width, height, layout=None) as figure:
         figure.text(GAP / width, 1 - 0.1 / height, title, fontsize=7.5, va="top")
-        for place, i in enumerate(order):
-            left, top = GAP + place % columns * (TILE + GAP), header + place // columns * row_height
-            bottom = height - top - image_height
-            axes = figure.add_axes((left / width, bottom / height, TILE / width, image_height / height))
-            axes.axis("off")
-            _show_image(axes, images[i])
-            for overlay, colour, dash in overlays:
-                if overlay is not None:
-                    _show_overlay(axes, overlay, i, classes, colour, dash)
-            _show_texts(axes, texts[i])
+        top = header
+        for name, rows in groups.items():
+            figure.text(GAP / width, 1 - top / height, name, fontsize=8, fontweight="bold", va="top")
+            top += TITLE_HEIGHT
+            for place, i in enumerate(rows):
+                left, lower = GAP + place % columns * (TILE + GAP), top + place // columns * row_height + image_height
+                box = (left / width, 1 - lower / height, TILE / width, image_height / height)
+                axes = figure.add_axes(box)
+                axes.axis("off")
+                _show_image(axes, images[i])
+                for overlay, colour, dash in overlays:
+                    if overlay is not None:
+                        _show_overlay(axes, overlay, i, classes, colour, dash)
+                _show_texts(axes, texts[i])
+            top += math.ceil(len(rows) / columns) * row_height
 
 
 def _wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:
@@ -470,13 +667,22 @@ def _wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np
     return np.where(wrong, np.maximum(np.abs(scores - labels), 1e-6), 0)
 
 
-def _worst_then_random(errors: np.ndarray, count: int, seed: int) -> tuple[list[int], int]:
-    """Returns rows, and how many of them stand first because they are the worst."""
-    errors = np.nan_to_num(errors)
-    worst = [int(i) for i in np.argsort(-errors, kind="stable") if errors[i] > 0][: math.ceil(count / 2)]
-    rest = np.setdiff1d(np.arange(len(errors)), worst)
-    random = np.random.default_rng(seed).permutation(rest)[: count - len(worst)]
-    return [*worst, *map(int, random)], len(worst)
+def _errors(scores: np.ndarray, labels: np.ndarray, wrongness: np.ndarray) -> np.ndarray:
+    """Returns f[N]: the worst wrong score of an image; of one that is right below 0, least if it is most confident."""
+    distance = np.where(np.isnan(labels), -np.inf, np.abs(scores - labels)).max(1)
+    errors = np.where(wrongness.max(1) > 0, wrongness.max(1), distance - 1)
+    return np.where(np.isnan(labels).all(1), np.nan, errors)
+
+
+def _best_worst_random(errors: np.ndarray, count: int, seed: int) -> dict[str, list[int]]:
+    """Returns title -> rows: a quarter of `count` best, half of it worst, the rest at random; groups may lack."""
+    rated = [int(i) for i in np.argsort(errors, kind="stable") if not np.isnan(errors[i])]
+    best = rated[: min(count // 4, len(rated) // 2)]
+    worst = [i for i in reversed(rated[len(best) :]) if errors[i] > 0][: math.ceil(count / 2)]
+    rest = np.setdiff1d(np.arange(len(errors)), best + worst)
+    random = np.random.default_rng(seed).permutation(rest)[: count - len(best) - len(worst)]
+    groups = {"best": best, "worst": worst, "at random": [int(i) for i in random]}
+    return {title: rows for title, rows in groups.items() if rows}
 
 
 def _findings(
@@ -554,8 +760,8 @@ def _show_texts(axes: Axes, texts: Sequence[tuple[str, str, str]]) -> None:
         axes.annotate(f"{sign} {text}".strip(), (0, 0), below, color=colour, fontsize=6.5, **where)
 
 
-def _sheet_title(worst: int, findings: bool, truth: Overlay | None, prediction: Overlay | None) -> str:
-    parts = [f"first {worst}: worst errors; then at random" if worst else "at random"]
+def _sheet_title(findings: bool, truth: Overlay | None, prediction: Overlay | None) -> str:
+    parts = []
     if findings:
         parts.append("✓ right, ✗ wrong: class, predicted probability, truth")
     if truth is not None:

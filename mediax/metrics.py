@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,6 +44,9 @@ class Metric:
     n: int  # known rows that entered
     note: str = ""
     p_value: float | None = None  # paired differences only
+    trivial: float | None = None  # the same figure of a predictor that never looks at an image
+    reader: float | None = None  # the same figure of another reader of the same images
+    draws: np.ndarray | None = field(default=None, repr=False, compare=False)  # f64[R] its value in each resample
 
 
 def classification(
@@ -189,16 +192,36 @@ def case_means(
             return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
 
     means, draws = bootstrap(evaluate, patients, resamples, seed)
+    return by_class(means, draws, classes, names, patients, known, reason="no case counts")
+
+
+def by_class(
+    values: np.ndarray,
+    draws: np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    patients: np.ndarray,
+    known: np.ndarray | None = None,
+    *,
+    reason: str,
+) -> list[Metric]:
+    """Gives each of M figures f[K,M], resampled f[R,K,M], by class and as mean over the classes where it is defined.
+
+    `patients` i[N] are those of the cases, `known` bool[N,K,M] says which case enters which figure (none: all enter
+    all), `reason` why a figure is undefined.
+    """
+    if known is None:
+        known = np.ones((len(patients), *values.shape), bool)
     results = []
     for m, metric in enumerate(names):
-        left_out = [name for k, name in enumerate(classes) if np.isnan(means[k, m])]
+        left_out = [name for k, name in enumerate(classes) if np.isnan(values[k, m])]
         for k, name in enumerate(classes):
-            note = "no case counts: undefined, left out of the macro mean" if name in left_out else ""
+            note = f"{reason}: undefined, left out of the macro mean" if name in left_out else ""
             results.append(
-                with_interval(f"{metric}/{name}", means[k, m], draws[:, k, m], patients[known[:, k, m]], note)
+                with_interval(f"{metric}/{name}", values[k, m], draws[:, k, m], patients[known[:, k, m]], note)
             )
         note = f"left out: {', '.join(left_out)}" if left_out else ""
-        macro, macro_draws = mean_of_defined(means[:, m]), mean_of_defined(draws[:, :, m])
+        macro, macro_draws = mean_of_defined(values[:, m]), mean_of_defined(draws[:, :, m])
         results.append(with_interval(f"{metric}/macro", macro, macro_draws, patients[known[:, :, m].any(1)], note))
     return results
 
@@ -250,7 +273,7 @@ def with_interval(name: str, value: float, draws: np.ndarray, patients: np.ndarr
             low, high = np.percentile(defined, [2.5, 97.5])
         if defined.size < draws.size:
             notes.append(f"{draws.size - defined.size} of {draws.size} resamples undefined, left out of the interval")
-    return Metric(name, float(value), float(low), float(high), len(patients), "; ".join(notes))
+    return Metric(name, float(value), float(low), float(high), len(patients), "; ".join(notes), draws=draws)
 
 
 # Figures under patient weights.

@@ -321,7 +321,7 @@ class _Loop:
             name, rows = evaluation.name, collected[evaluation.rows]
             calibration = evaluate.calibrate(evaluation, rows)
             row[f"{name}/loss"] = rows.loss
-            for scored in evaluate.score(evaluation, rows, calibration, resamples=0):
+            for scored in evaluate.score(evaluation, rows, calibration, resamples=0, beside=False):
                 for metric in scored.metrics:
                     if metric.name.endswith("/macro") or metric.name.count("/") == 0:
                         row[f"{name}/{scored.task}/{metric.name}"] = float(metric.value)

@@ -173,8 +173,28 @@ def test_each_rule_chooses_its_threshold(rule, row, of_absent):
 
 
 def test_a_number_is_the_threshold_of_every_class():
-    assert _task(threshold=0.3).calibrate({"scores": SCORES}, {"labels": RANKED}) == {"thresholds": [0.3] * 3}
-    assert _task(exclusive=True).calibrate({"scores": SCORES}, {"labels": RANKED}) == {}
+    calibration = _task(threshold=0.3).calibrate({"scores": SCORES}, {"labels": RANKED})
+    assert calibration["thresholds"] == [0.3] * 3
+    assert "thresholds" not in _task(exclusive=True).calibrate({"scores": SCORES}, {"labels": RANKED})
+
+
+def test_the_trivial_predictor_answers_with_the_prevalence():
+    task = _task()
+    calibration = task.calibrate({"scores": SCORES}, {"labels": RANKED})
+    known = ~np.isnan(RANKED[:, 0])
+    trivial = task.trivial({"scores": SCORES}, calibration)["scores"]
+    assert trivial.shape == SCORES.shape and trivial.dtype == SCORES.dtype
+    np.testing.assert_allclose(trivial, np.tile([RANKED[known, 0].mean(), 0, 0], (len(SCORES), 1)), rtol=1e-6)
+    values = _values(task, trivial, RANKED, calibration=calibration)
+    assert values["auroc/macro"] == 0.5 and values["average_precision/macro"] == pytest.approx(RANKED[known, 0].mean())
+    exclusive = _task(exclusive=True)
+    labels = np.eye(3)[[0, 0, 1, 2]]
+    calibration = exclusive.calibrate({"scores": labels}, {"labels": labels})
+    assert calibration == {"prevalence": [0.5, 0.25, 0.25]}
+    values = _values(
+        exclusive, exclusive.trivial({"scores": labels}, calibration)["scores"], labels, calibration=calibration
+    )
+    assert values["top1_accuracy"] == 0.5 and values["quadratic_weighted_kappa"] == 0
 
 
 def _values(task, scores, labels, **options):

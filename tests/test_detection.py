@@ -1,100 +1,21 @@
-"""Detection: average precision against pycocotools, what enters the loss, and the way through a small detector."""
-
-import contextlib
-import io
+"""Detection: how it is scored, what enters the loss, and the way through a small detector."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pycocotools.cocoeval import COCOeval
+from boxes import CLASSES, split
 
 from mediax.errors import InputError
 from mediax.model import named_key, part
-from mediax.tasks import detection
 from mediax.tasks.detection import Task
 
-CLASSES = ("Mass", "Nodule", "Fracture")
 SMALL = {"width": 4, "hidden": 4, "candidates": 10, "proposals": 8, "sampled": 8, "detections": 5, "aspects": (1.0,)}
 HEAD = {"name": "mask_rcnn", "masks": False, "anchor_sizes": (8, 16), **SMALL}
 
 
-def _split(images=12, seed=0):
-    """Random true boxes and detections near them, some of them wrong; the last class has no true box."""
-    rng = np.random.default_rng(seed)
-
-    def near(corner, extent):
-        return np.concatenate([corner, corner + extent], -1).astype(np.float32)
-
-    corner, extent = rng.uniform(0, 0.6, (images, 4, 2)), rng.uniform(0.1, 0.4, (images, 4, 2))
-    targets = {
-        "boxes": near(corner, extent),
-        "box_labels": rng.integers(0, 2, (images, 4)),
-        "box_valid": rng.random((images, 4)) < 0.7,
-        "boxes_known": np.arange(images) != 3,
-    }
-    twice, around = np.concatenate([corner, corner], 1), rng.normal(0, 0.04, (images, 8, 2))
-    predictions = {
-        "boxes": near(twice + around, np.concatenate([extent, extent], 1) * rng.uniform(0.8, 1.2, (images, 8, 2))),
-        "scores": np.where(rng.random((images, 8)) < 0.2, 0, rng.random((images, 8))).astype(np.float32),
-        "labels": np.where(rng.random((images, 8)) < 0.8, np.tile(targets["box_labels"], 2), 1),
-    }
-    return predictions, targets
-
-
-def _values(metrics):
-    return {metric.name: metric.value for metric in metrics}
-
-
-def _by_pycocotools(predictions, targets, rows):
-    """AP, AP50 and AP75 of all classes together, by pycocotools from its matching to its summary."""
-    annotations = {"true": [], "called": []}
-    for image, row in enumerate(rows):
-        for box, label, valid in zip(*(targets[name][row] for name in ("boxes", "box_labels", "box_valid"))):
-            if valid:
-                one = detection._annotation(len(annotations["true"]), image, box)
-                annotations["true"].append(one | {"category_id": int(label)})
-        for box, label, score in zip(*(predictions[name][row] for name in ("boxes", "labels", "scores"))):
-            if score > 0:
-                one = detection._annotation(len(annotations["called"]), image, box)
-                annotations["called"].append(one | {"category_id": int(label), "score": float(score)})
-    with contextlib.redirect_stdout(io.StringIO()):
-        sets = [detection._coco(each, len(rows)) for each in annotations.values()]
-        for coco in sets:
-            coco.dataset["categories"] = [{"id": 0}, {"id": 1}, {"id": 2}]
-            coco.createIndex()
-        evaluation = COCOeval(*sets, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats[:3]
-
-
-def test_average_precision_equals_pycocotools():
-    predictions, targets = _split()
-    found = _values(Task("chest/boxes", CLASSES).metrics(predictions, targets, calibration={}, resamples=0))
-    expected = _by_pycocotools(predictions, targets, np.flatnonzero(targets["boxes_known"]))
-    np.testing.assert_allclose([found[f"{name}/macro"] for name in ("ap", "ap50", "ap75")], expected, rtol=1e-9)
-    assert 0.05 < found["ap/macro"] < found["ap50/macro"] < 1 and np.isnan(found["ap/Fracture"])
-
-
-def test_weights_count_an_image_as_often_as_it_is_drawn():
-    predictions, targets = _split()
-    targets["boxes_known"][:] = True
-    drawn = np.array([0, 0, 1, 4, 4, 4, 7, 8, 9, 10, 11, 11])
-    again = [{name: array[drawn] for name, array in arrays.items()} for arrays in (predictions, targets)]
-    index, patients = [0, 1], np.arange(12)
-    for k in index:
-        once = detection._matched(predictions, targets, patients, k, patients)
-        copies = detection._matched(*again, patients, k, patients)
-        weights = np.bincount(drawn, minlength=12).astype(float)
-        np.testing.assert_allclose(
-            detection._precision(once, weights), detection._precision(copies, np.ones(12)), rtol=1e-9
-        )
-
-
 def test_intervals_draw_patients():
-    predictions, targets = _split(images=24)
+    predictions, targets = split(images=24)
     metrics = Task("chest/boxes", CLASSES).metrics(
         predictions, targets, calibration={}, groups=np.arange(24) // 2, resamples=50
     )
@@ -170,11 +91,46 @@ def test_masks_are_learned_unless_the_config_says_no(head):
 
     found = jax.eval_shape(outputs, jax.random.key(0))
     assert found["losses"]["mask"].shape == (3,)
-    assert task.predict(found, batch)["masks"].shape == (3, 5, 28, 28)
+    predicted = jax.eval_shape(task.predict, found, batch)
+    assert predicted["masks"].shape == (3, 5, 28, 28) and predicted["mask_iou"].shape == (3, 5, 2)
+    assert predicted["structures"].shape == (3, 32, 32, 3) and "masks_known" in task.targets(batch)
+
+
+def test_masks_are_scored_where_they_are_known(tmp_path):
+    """Perfect boxes, of which the first image's masks are right, the second's wrong and the third's unknown."""
+    task = Task("chest/boxes", ("Nodule",), head=HEAD | {"masks": True})
+    box = np.float32([0.25, 0.25, 0.75, 0.75])
+    masks = np.zeros((3, 32, 32, 1), np.uint8)
+    masks[:, 8:24, 8:24] = 1
+    batch = {
+        "image": np.zeros((3, 32, 32, 1), np.float32),
+        "valid": np.ones(3, bool),
+        "boxes": np.tile(box, (3, 1, 1)),
+        "box_labels": np.zeros((3, 1), np.int32),
+        "box_valid": np.ones((3, 1), bool),
+        "masks": masks,
+        "mask_valid": np.array([[True], [True], [False]]),
+    }
+    inside = np.stack([np.ones((28, 28)), np.tri(28) * np.tri(28)[::-1], np.zeros((28, 28))]).astype(np.float32)
+    outputs = {
+        "boxes": jnp.asarray(batch["boxes"]),
+        "scores": jnp.asarray([[0.9], [0.8], [0.7]]),
+        "labels": jnp.asarray(batch["box_labels"]),
+        "masks": jnp.asarray(inside[:, None]),
+    }
+    predictions, targets = jax.device_get(jax.jit(lambda o, b: (task.predict(o, b), task.targets(b)))(outputs, batch))
+    found = {m.name: m for m in task.metrics(predictions, targets, calibration={}, resamples=0)}
+    assert found["ap50/Nodule"].value == pytest.approx(1) and found["ap50/Nodule"].n == 3
+    # Of the two known masks the first to come is right: precision 1 up to a recall of one half.
+    assert found["mask_ap50/Nodule"].value == pytest.approx(51 / 101) and found["mask_ap50/Nodule"].n == 2
+    np.testing.assert_array_equal(predictions["structures"][0], masks[0])
+    assert not predictions["structures"][2].any()
+    task.draw_samples(tmp_path, "chest", batch["image"], predictions, targets, {})
+    assert (tmp_path / "samples_chest.png").stat().st_size > 1000
 
 
 def test_samples_are_drawn(tmp_path):
-    predictions, targets = _split(images=3)
+    predictions, targets = split(images=3)
     Task("chest/boxes", CLASSES).draw_samples(tmp_path, "chest", np.zeros((3, 8, 8, 1)), predictions, targets, {})
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
 

@@ -135,7 +135,12 @@ class Stub:
     def calibrate(self, predictions, targets):
         return {"threshold": float(predictions["scores"].mean())}
 
+    def trivial(self, predictions, calibration):
+        return {"scores": 0 * predictions["scores"]}
+
     def metrics(self, predictions, targets, **options):
+        if not predictions["scores"].any():
+            return [Metric("threshold", -1.0, np.nan, np.nan, 0)]
         self.asked = options | {"scores": predictions["scores"], "labels": targets["labels"]}
         return [Metric("threshold", options["calibration"]["threshold"], np.nan, np.nan, len(targets["labels"]))]
 
@@ -159,7 +164,9 @@ def test_thresholds_come_from_one_split_and_figures_from_another():
     assert calibration == {"stub": {"threshold": 0.25}}
     (scored,) = evaluate.score(evaluation, _collected(SCORES), calibration, resamples=7)
     assert (scored.evaluation, scored.task) == (evaluation, "stub")
-    assert [(metric.name, metric.value, metric.n) for metric in scored.metrics] == [("threshold", 0.25, 4)]
+    assert scored.metrics == [Metric("threshold", 0.25, np.nan, np.nan, 4, trivial=-1.0)]
+    (alone,) = evaluate.score(evaluation, _collected(SCORES), calibration, resamples=7, beside=False)
+    assert alone.metrics == [Metric("threshold", 0.25, np.nan, np.nan, 4)]
     assert task.asked["resamples"] == 7 and task.asked["classes"] == ()
     assert task.asked["groups"].tolist() == ["p0", "p0", "p1", "p1"]
     np.testing.assert_array_equal(task.asked["scores"], np.float32(SCORES))
@@ -167,13 +174,17 @@ def test_thresholds_come_from_one_split_and_figures_from_another():
 
 def test_the_protocol_s_cases_are_calibrated_and_scored():
     task = Stub()
-    protocol = Protocol("test", "", "", case="study", classes=("Fracture",))
+    protocol = Protocol("test", "", "", case="study", classes=("Fracture",), options={"iou": 0.4})
     evaluation = _evaluation(tasks={"stub": task}, protocol=protocol)
     studies = np.float32([[0.4, 0.2], [1.0, 0.8]])
     calibration = evaluate.calibrate(evaluation, _collected(SCORES))
     assert calibration["stub"]["threshold"] == pytest.approx(studies.mean())
     evaluate.score(evaluation, _collected(SCORES), calibration, resamples=0)
-    assert task.asked["classes"] == ("Fracture",) and task.asked["groups"].tolist() == ["p0", "p1"]
+    assert (
+        task.asked["classes"] == ("Fracture",)
+        and task.asked["iou"] == 0.4
+        and task.asked["groups"].tolist() == ["p0", "p1"]
+    )
     np.testing.assert_array_equal(task.asked["scores"], studies)
     np.testing.assert_array_equal(task.asked["labels"], studies)
 

@@ -53,8 +53,8 @@ def texts(monkeypatch):
     save = Figure.savefig
 
     def spy(figure, *arguments, **options):
+        save(figure, *arguments, **options)  # before: the texts of ticks are made when they are drawn
         found.extend(text.get_text() for text in figure.findobj(matplotlib.text.Text))
-        return save(figure, *arguments, **options)
 
     monkeypatch.setattr(Figure, "savefig", spy)
     return found
@@ -165,10 +165,20 @@ def test_samples_put_confident_errors_first():
     labels = np.array([[0, 0], [0, 0], [0, np.nan], [1, np.nan]], float)
     wrongness = figures._wrongness(scores, labels, scores >= 0.5)
     np.testing.assert_allclose(wrongness.max(1), [0.9, 0.6, 0, 0])
-    order, worst = figures._worst_then_random(wrongness.max(1), 4, seed=0)
-    assert order[:2] == [0, 1] and worst == 2 and sorted(order) == [0, 1, 2, 3]
-    order, worst = figures._worst_then_random(wrongness.max(1), 3, seed=0)
-    assert order[:2] == [0, 1] and len(order) == 3
+    errors = figures._errors(scores, labels, wrongness)
+    np.testing.assert_allclose(errors, [0.9, 0.6, -0.8, -0.99])  # right ones by how sure they are
+    assert np.isnan(figures._errors(scores, labels * np.nan, wrongness * 0)).all()
+
+
+def test_samples_are_the_best_the_worst_and_some_at_random():
+    errors = np.array([0.9, 0.6, -0.8, -0.99, np.nan, 0.7, -0.5, np.nan])
+    groups = figures._best_worst_random(errors, 8, seed=0)
+    assert groups["best"] == [3, 2] and groups["worst"] == [0, 5, 1]
+    assert sorted(groups["at random"]) == [4, 6, 7]  # one that is right is not among the worst
+    assert figures._best_worst_random(errors, 4, seed=0)["worst"] == [0, 5]
+    assert figures._best_worst_random(np.array([0.5]), 24, seed=0) == {"worst": [0]}
+    assert set(figures._best_worst_random(np.full(5, np.nan), 3, seed=0)) == {"at random"}
+    assert figures._best_worst_random(np.zeros(0), 3, seed=0) == {}
 
 
 def test_samples_say_what_is_right_and_wrong(tmp_path, images, texts):
@@ -176,9 +186,10 @@ def test_samples_say_what_is_right_and_wrong(tmp_path, images, texts):
     scores[4], labels[4] = (0.9, 0.2, 0.8), (0, 1, 1)
     labels[5] = np.nan
     figures.samples(tmp_path / "s.png", images, classes=CLASSES, labels=labels, scores=scores)
-    written = [text for text in texts if text]
-    assert written[:3] == ["✗ Edema 0.90 absent", "✗ Cardiomegaly 0.20 present", "✓ Fracture 0.80 present"]
-    assert written.count("✓ none; Edema 0.10") == 18 and written.count("? none; Edema 0.10") == 1
+    assert [text for text in texts if text in ("best", "worst", "at random")] == ["best", "worst", "at random"]
+    first = texts.index("✗ Edema 0.90 absent")
+    assert texts[first + 1 : first + 3] == ["✗ Cardiomegaly 0.20 present", "✓ Fracture 0.80 present"]
+    assert texts.count("✓ none; Edema 0.10") == 18 and texts.count("? none; Edema 0.10") == 1
     assert shows(tmp_path / "s.png", figures.RIGHT) > 100 and shows(tmp_path / "s.png", figures.WRONG) > 50
 
 
@@ -245,3 +256,29 @@ def test_figures_leave_the_callers_matplotlib_alone(tmp_path, predictions):
     figures.roc(tmp_path / "roc.png", *predictions, CLASSES)
     assert dict(matplotlib.rcParams) == before
     assert Image.open(io.BytesIO((tmp_path / "roc.png").read_bytes())).format == "PNG"
+
+
+def test_models_are_drawn_over_each_other(tmp_path, predictions, texts):
+    scores, labels = predictions
+    models = {"first $model": (scores, labels), "_second": (1 - scores, labels)}
+    figures.compare_roc(tmp_path / "roc.png", models, CLASSES)
+    legend = [text for text in texts if "model" in text or "second" in text]
+    assert sum("first" in text for text in legend) == sum("second" in text for text in legend) == 2  # of three classes
+    assert shows(tmp_path / "roc.png", figures.BLUE) > 100 and shows(tmp_path / "roc.png", figures.ORANGE) > 100
+
+
+def test_froc_reads_sensitivity_at_the_marked_rates(tmp_path, texts):
+    found = (np.array([0.0, 0.0, 0.5, 10.0]), np.array([0.25, 0.5, 0.5, 0.5]))
+    curves = {"detector": found, "blind": (np.array([1.0, 2.0]), np.zeros(2)), "silent": (np.zeros(0), np.zeros(0))}
+    figures.froc(tmp_path / "froc.png", curves, iou=0.2)
+    assert {"0.500  detector", "0.000  blind", "0.000  silent", "1/8", "8"} <= set(texts)
+    assert "FROC, hits at an IoU above 0.2" in texts
+
+
+def test_learning_curves_overlay_runs(tmp_path, texts):
+    rows = [{"step": step, "train/nih/loss": 1 / step, "validation/findings/auroc/macro": 0.5} for step in range(1, 40)]
+    logs = {"a": rows, "b": [*rows[:1], {"step": 2, "train/nih/loss": np.nan}], "c": []}
+    assert figures.learning_curves(tmp_path / "learning.png", logs, "findings/auroc/macro")
+    assert {"Training loss", "findings/auroc", "a", "b"} <= set(texts) and "c" not in texts
+    assert not figures.learning_curves(tmp_path / "none.png", {"c": []}, "findings/auroc/macro")
+    assert not (tmp_path / "none.png").exists()

@@ -7,16 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mediax"
 LAYERS = (
-    ("main",),
+    ("main", "predict"),
     ("run",),
     ("experiment",),
-    ("train", "report"),
+    ("train", "report", "comparison"),
     ("evaluate", "checkpoint"),
     ("model", "data", "schedule", "preemption", "progress"),
     ("tasks",),
     ("datasets", "backbones", "heads"),
+    ("outlines", "dicom_segmentation"),
     ("contact_sheet", "overlap", "verification"),  # what `python -m mediax.datasets` does with any dataset
     ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained", "deformable_transformer"),
+    ("box_metrics", "findings"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
     (
@@ -25,6 +27,7 @@ LAYERS = (
         "vocabulary",
         "catalog",
         "files",
+        "document",
         "shards",
         "rle",
         "annotations",

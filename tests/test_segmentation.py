@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from mediax.errors import InputError
-from mediax.tasks.segmentation import Task
+from mediax.tasks.segmentation import CANDIDATES, PER_PIXEL, Task
 
 NAMES = ("Left Lung", "Right Lung", "Heart")
 TASK = Task("stream/segmentation", NAMES)
@@ -111,10 +112,10 @@ def test_branches_are_averaged():
     np.testing.assert_allclose(probabilities, sigmoid(logits).mean(0), rtol=1e-5)
 
 
-def scored(task, logits, batch, groups=None, resamples=0, calibration=None):
+def scored(task, logits, batch, groups=None, resamples=0, calibration=None, **options):
     predictions, targets = evaluated(task, logits, batch)
     calibration = task.calibrate(predictions, targets) if calibration is None else calibration
-    results = task.metrics(predictions, targets, calibration=calibration, groups=groups, resamples=resamples)
+    results = task.metrics(predictions, targets, calibration=calibration, groups=groups, resamples=resamples, **options)
     return {metric.name: metric for metric in results}
 
 
@@ -179,11 +180,85 @@ def test_the_threshold_of_the_best_dice_is_chosen_on_validation_data():
     logits = jnp.asarray(np.log(probabilities / (1 - probabilities)), jnp.float32)
     predictions, targets = evaluated(task, logits, batch)
     calibration = task.calibrate(predictions, targets)
-    assert calibration == {"thresholds": [0.25] * 3}
+    assert all(0.22 < threshold < 0.28 for threshold in calibration["thresholds"])
     assert scored(task, logits, batch, calibration=calibration)["dice/macro"].value == 1
     batch["mask_valid"][:] = False
     unknown = jax.device_get(task.targets(batch))
     assert task.calibrate(predictions, unknown) == {"thresholds": [0.5] * 3}
+
+
+def vessels(rows=3, size=(40, 30)):
+    """Masks of some few pixels with logits that tell most of them, inside a field of view."""
+    batch = make_batch(rows, size)
+    batch["masks"] = (RNG.random(batch["masks"].shape) < 0.1).astype(np.uint8)
+    batch["field_of_view"] = (RNG.random((rows, *size)) < 0.8).astype(np.uint8)
+    logits = jnp.asarray(RNG.normal(2.0 * batch["masks"] - 3, 1.0)[None], jnp.float32)
+    return batch, logits
+
+
+def test_figures_of_pooled_pixels_equal_scikit_learn():
+    batch, logits = vessels()
+    batch["mask_valid"][1, 0] = False
+    task = replace(TASK, threshold="f1")
+    predictions, targets = evaluated(task, logits, batch)
+    calibration = task.calibrate(predictions, targets)
+    results = scored(task, logits, batch, calibration=calibration, pooled=True)
+    for k, name in enumerate(NAMES):
+        seen = (batch["field_of_view"] > 0) & batch["mask_valid"][:, k, None, None]
+        true, p = batch["masks"][..., k][seen], np.asarray(predictions["probabilities"][..., k][seen], np.float64)
+        called = p >= calibration["thresholds"][k]
+        expected = {
+            "pixel_f1": sklearn.metrics.f1_score(true, called),
+            "pixel_sensitivity": sklearn.metrics.recall_score(true, called),
+            "pixel_specificity": sklearn.metrics.recall_score(1 - true, ~called),
+            "pixel_accuracy": sklearn.metrics.accuracy_score(true, called),
+        }
+        for metric, value in expected.items():
+            assert results[f"{metric}/{name}"].value == pytest.approx(value, rel=1e-9)
+        assert results[f"pixel_auroc/{name}"].value == pytest.approx(sklearn.metrics.roc_auc_score(true, p), abs=2e-3)
+        best = max(sklearn.metrics.f1_score(true, p >= threshold) for threshold in CANDIDATES)
+        assert expected["pixel_f1"] == pytest.approx(best)
+
+
+def test_pooled_figures_without_a_true_pixel_are_undefined():
+    batch, logits = vessels()
+    batch["masks"][..., 0] = 0
+    batch["mask_valid"][:, 1] = False
+    results = scored(TASK, logits, batch, pooled=True, resamples=20)
+    assert results["pixel_f1/Left Lung"].value == 0 and np.isnan(results["pixel_sensitivity/Left Lung"].value)
+    assert all(np.isnan(results[f"{metric}/Right Lung"].value) for metric in PER_PIXEL[:-1])
+    assert "pixel_auroc/Heart" not in results  # one threshold is no curve
+    assert results["pixel_f1/Heart"].low < results["pixel_f1/Heart"].value < results["pixel_f1/Heart"].high
+
+
+def test_the_ratio_of_heights_is_compared_image_by_image():
+    batch = make_batch(3, (20, 4))
+    batch["masks"][:] = 0
+    batch["masks"][:, 2:12, 1, 0] = 1  # ten rows
+    batch["masks"][:, 4:9, 1, 1] = 1  # five of them
+    called = np.zeros_like(batch["masks"])
+    called[:, 2:12, :, 0], called[:, 3:11, 2, 1] = 1, 1  # eight of ten
+    called[1, :, :, 1] = 0
+    batch["mask_valid"][2, 0] = False
+    results = scored(TASK, jnp.asarray(10.0 * called - 5)[None], batch, ratio=("Right Lung", "Left Lung"))
+    assert results["ratio_error/Right Lung to Left Lung"].value == pytest.approx((0.3 + 0.5) / 2)
+    assert results["ratio_error/macro"].n == 2
+
+
+def test_a_second_reader_and_a_trivial_one_are_scored_alike():
+    batch, logits = vessels()
+    batch["second_masks"] = batch["masks"] * (RNG.random(batch["masks"].shape) < 0.7).astype(np.uint8)
+    predictions, targets = evaluated(TASK, logits, batch)
+    seen = batch["field_of_view"] > 0
+    (second, nothing) = (
+        {metric.name: metric.value for metric in TASK.metrics(each, targets, calibration={}, pooled=True, resamples=0)}
+        for each in (TASK.second_reader(targets), TASK.trivial(predictions, {}))
+    )
+    expected = sklearn.metrics.f1_score(batch["masks"][seen][:, 0], batch["second_masks"][seen][:, 0])
+    assert second["pixel_f1/Left Lung"] == pytest.approx(expected)
+    assert nothing["pixel_f1/macro"] == nothing["dice/macro"] == 0 and nothing["pixel_specificity/macro"] == 1
+    del batch["second_masks"]
+    assert TASK.second_reader(evaluated(TASK, logits, batch)[1]) is None
 
 
 def test_without_masks_there_are_probabilities_alone():
@@ -208,7 +283,7 @@ def test_messages_name_what_fits():
         ({"losses": {"dise": 1.0}}, "did you mean 'dice'"),
         ({"losses": {}}, "expected name -> weight"),
         ({"losses": {"dice": -1.0}}, "expected 0 or more"),
-        ({"threshold": "youden"}, "expected 0 to 1, or 'dice'"),
+        ({"threshold": "youden"}, "expected 0 to 1, or one of the rules dice, f1"),
         ({"structures": ()}, "expected the names of the masks' channels"),
         ({"head": "unet"}, "expected a dict"),
         ({"head": {"name": "unet", "width": 3}}, "did you mean 'widths'"),

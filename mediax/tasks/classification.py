@@ -14,6 +14,7 @@ import optax
 from mediax import catalog, figures, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
+from mediax.findings import Findings
 from mediax.model import Build
 
 STUDIES = True  # the maximum of its scores over the images of a study is a score of the study
@@ -104,14 +105,24 @@ class Task:
         return {"labels": batch["labels"]}
 
     def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds."""
+        """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
+
+        `prevalence` is what `trivial` answers.
+        """
+        labels = targets["labels"]
         if self.exclusive:
-            return {}
+            labels = labels[~np.isnan(labels).any(1)]
+        shares = (
+            metrics.mean_of_defined(np.asarray(labels, np.float64).T) if len(labels) else np.zeros(len(self.classes))
+        )
+        prevalence = {"prevalence": np.nan_to_num(shares).tolist()}
+        if self.exclusive:
+            return prevalence
         if isinstance(self.threshold, str):
             thresholds = THRESHOLDS[self.threshold](predictions["scores"], targets["labels"])
         else:
             thresholds = np.full(len(self.classes), self.threshold)
-        return {"thresholds": [float(threshold) for threshold in thresholds]}
+        return prevalence | {"thresholds": [float(threshold) for threshold in thresholds]}
 
     def metrics(
         self,
@@ -135,6 +146,12 @@ class Task:
             thresholds=None if thresholds is None else np.asarray(thresholds)[index],
             resamples=resamples,
         )
+
+    def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Answers every image with the prevalence of each class in the calibrating split."""
+        scores = predictions["scores"]
+        constant = np.broadcast_to(np.asarray(calibration["prevalence"], scores.dtype), scores.shape)
+        return dict(predictions) | {"scores": constant}
 
     def draw(
         self,
@@ -172,6 +189,19 @@ class Task:
             scores=predictions["scores"][: len(images)],
             exclusive=self.exclusive,
             thresholds=calibration.get("thresholds"),
+        )
+
+    def findings(
+        self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
+    ) -> Findings:
+        """Says of image `row` how probable each class is, and which of them to call."""
+        scores = predictions["scores"][row]
+        if self.exclusive:
+            called = np.arange(len(scores)) == scores.argmax()
+        else:
+            called = scores >= np.asarray(calibration["thresholds"], float)
+        return Findings(
+            scores=dict(zip(self.classes, scores.tolist())), decisions=dict(zip(self.classes, called.tolist()))
         )
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:

@@ -1,25 +1,23 @@
 """Detection: boxes with a class and a score, by any head that finds boxes; images without known boxes are left out."""
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog, figures, metrics
+from mediax import box_metrics, catalog, figures, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
+from mediax.findings import Box, Findings, mask_of_box
 from mediax.model import Build
+from mediax.operators import paste
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
-RECALLS = np.linspace(0, 1, 101)
-PER_CLASS = ("ap", "ap50", "ap75")
 TARGETS = ("boxes", "box_labels", "box_valid")
 
 
@@ -67,8 +65,7 @@ class Task:
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, Any]:
         """Gives the losses of each image, and outside training the boxes that were found; see the head."""
         targets = {name: batch[name] for name in TARGETS} if "boxes" in batch else None
-        head, options = self._head()
-        if targets is not None and getattr(head, "MASKS", False) and options.get("masks", True):
+        if targets is not None and self._learns_masks():
             targets |= self._masks(batch)
         return run(f"head/{self.name}", pyramid, batch["image"].shape[1:3], targets)
 
@@ -93,13 +90,29 @@ class Task:
         return total, {"loss": total} | logs
 
     def predict(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """Gives a fixed number of boxes f32[B,D,4] in fractions, scores f32[B,D] (0: no box) and labels i32[B,D]."""
-        return {name: outputs[name] for name in ("boxes", "scores", "labels", "masks") if name in outputs}
+        """Gives a fixed number of boxes f32[B,D,4] in fractions, scores f32[B,D] (0: no box) and labels i32[B,D].
+
+        Of a head that finds masks also those, f32[B,D,h,w], the probability inside the box; and if the batch has boxes
+        and masks `mask_iou` f32[B,D,N], the overlap with the mask of each true box, and the `structures` u8[B,H,W,K]
+        of the boxes with a score of `shown` or more.
+        """
+        found = {name: outputs[name] for name in ("boxes", "scores", "labels", "masks") if name in outputs}
+        if "masks" in found and "boxes" in batch:
+            shown = found["scores"] >= self._least_shown()
+            arguments = [found[name] for name in ("masks", "boxes", "labels")]
+            iou, structures = jax.vmap(paste.compare)(*arguments, shown, batch["masks"] > 0, batch["boxes"])
+            found |= {"mask_iou": iou, "structures": structures.astype(jnp.uint8)}
+        return found
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
-        """Picks from the batch what `metrics` compares the predictions with."""
+        """Picks from the batch what `metrics` compares the predictions with; `masks_known` where it learns masks."""
         self._check(batch)
-        return {name: batch[name] for name in TARGETS} | {"boxes_known": self._known(batch)}
+        targets = {name: batch[name] for name in TARGETS} | {"boxes_known": self._known(batch)}
+        if self._learns_masks():
+            masks = self._masks(batch)
+            known = targets["boxes_known"] & masks["mask_valid"].all(-1)
+            targets |= {"masks_known": known, "masks": masks["masks"]}
+        return targets
 
     def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Has nothing to choose on validation data: average precision needs no threshold."""
@@ -114,10 +127,46 @@ class Task:
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
         resamples: int = 1000,
+        scoring: str = "coco",
+        iou: float = 0.5,
+        agnostic: bool = False,
+        annotated_only: bool = False,
+        no_finding: str = "",
+        rates: Sequence[float] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+        blend: float = 0.0,
     ) -> list[metrics.Metric]:
-        """Gives COCO's AP, AP50 and AP75 of each class and their mean, on the images whose boxes are known."""
+        """Scores the boxes on the images whose boxes are known; see `box_metrics` for each scoring.
+
+        "coco" gives AP, AP50 and AP75 of each class and their mean, and where the head finds masks theirs too
+        ("mask_ap"); "voc" the average precision at an IoU above `iou`; "froc" the sensitivity at `rates` of false
+        positives per image and the AUROC of images, with `blend` both in one. `agnostic` scores all classes as one,
+        `annotated_only` leaves images without a true box out, `no_finding` names a class of such images.
+        """
+        gather = partial(box_metrics.gather, annotated_only=annotated_only)
+        boxes = gather(predictions, targets, self.box_classes, groups)
         index = [self.box_classes.index(name) for name in classes or self.box_classes]
-        return average_precision(predictions, targets, index, self.box_classes, groups, resamples=resamples)
+        if agnostic:
+            boxes, index = box_metrics.without_classes(boxes, "any"), [0]
+        if no_finding:
+            index.append(len(boxes.classes))
+            boxes = box_metrics.with_no_finding(boxes, no_finding)
+        options: dict[str, Any] = {"resamples": resamples}
+        if scoring == "voc":
+            return box_metrics.voc_average_precision(boxes, index, iou=iou, **options)
+        if scoring == "froc":
+            return box_metrics.froc(boxes, index, iou=iou, rates=rates, blend=blend, **options)
+        results = box_metrics.average_precision(boxes, index, **options)
+        if "mask_iou" in predictions:
+            known = targets | {"boxes_known": targets["masks_known"]}
+            masks = gather(predictions, known, self.box_classes, groups, masks=True)
+            if agnostic:
+                masks = box_metrics.without_classes(masks, "any")
+            results += box_metrics.average_precision(masks, index, prefix="mask_", **options)
+        return results
+
+    def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Finds no box in any image."""
+        return dict(predictions) | {"scores": np.zeros_like(predictions["scores"])}
 
     def draw(
         self,
@@ -143,19 +192,51 @@ class Task:
         count = len(images)
         scores = predictions["scores"][:count]
         known = targets["box_valid"][:count] & targets["boxes_known"][:count, None]
-        shown = scores >= max(self.shown, np.finfo(np.float32).tiny)
+        shown = scores >= self._least_shown()
+        has_masks = "structures" in predictions
         figures.samples(
             folder / f"samples_{name}.png",
             images,
             classes=self.box_classes,
             captions=None if targets["boxes_known"][:count].all() else _captions(targets["boxes_known"][:count]),
-            truth=figures.Overlay(boxes=targets["boxes"][:count], box_labels=_or_padding(targets["box_labels"], known)),
+            truth=figures.Overlay(
+                masks=targets["masks"][:count] > 0 if has_masks else None,
+                boxes=targets["boxes"][:count],
+                box_labels=_or_padding(targets["box_labels"], known),
+            ),
             prediction=figures.Overlay(
+                masks=predictions["structures"][:count] > 0 if has_masks else None,
                 boxes=predictions["boxes"][:count],
                 box_labels=_or_padding(predictions["labels"], shown),
                 box_scores=scores,
             ),
         )
+
+    def findings(
+        self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
+    ) -> Findings:
+        """Gives the boxes that were found in image `row`, best first; those of a score from `shown` on are called."""
+        boxes, scores, labels = (predictions[name][row] for name in ("boxes", "scores", "labels"))
+        found = []
+        for place in np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]:
+            corners, called = boxes[place].tolist(), bool(scores[place] >= self.shown)
+            has_mask = called and "masks" in predictions
+            mask = mask_of_box(predictions["masks"][row, place], corners, size) if has_mask else None
+            found.append(Box(self.box_classes[labels[place]], float(scores[place]), tuple(corners), called, mask))
+        best = {name: max((box.score for box in found if box.label == name), default=0.0) for name in self.box_classes}
+        return Findings(
+            scores=best,
+            decisions={name: any(box.called and box.label == name for box in found) for name in self.box_classes},
+            boxes=tuple(found),
+            box_labels=self.box_classes,
+        )
+
+    def _least_shown(self) -> float:
+        return max(self.shown, float(np.finfo(np.float32).tiny))
+
+    def _learns_masks(self) -> bool:
+        head, options = self._head()
+        return getattr(head, "MASKS", False) and options.get("masks", True)
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "mask_rcnn")
@@ -187,124 +268,3 @@ def _captions(known: np.ndarray) -> list[str]:
 
 def _or_padding(labels: np.ndarray, shown: np.ndarray) -> np.ndarray:
     return np.where(shown, labels[: len(shown)], -1)
-
-
-class Found(NamedTuple):
-    """The detections of one class in all images, best first."""
-
-    hits: np.ndarray  # bool[T,M] whether a detection is right at each of IOU_THRESHOLDS
-    patients: np.ndarray  # i[M]
-    true: np.ndarray  # f[P] true boxes of each patient
-
-
-def average_precision(
-    predictions: Mapping[str, np.ndarray],
-    targets: Mapping[str, np.ndarray],
-    index: Sequence[int],
-    classes: Sequence[str],
-    groups: np.ndarray | None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> list[metrics.Metric]:
-    """COCO's average precision of the classes in `index` and their mean, with 95 % bootstrap intervals over patients.
-
-    "ap" is the mean over the IoU thresholds 0.50 to 0.95 by 0.05, "ap50" and "ap75" are those of one threshold; at most
-    100 detections of a class in an image count, boxes of any size. pycocotools matches detections to boxes, once; a
-    resample weighs the images of its patients. A class without a true box is NaN and not in the mean.
-
-    Args:
-      predictions: boxes f[N,D,4] (ymin, xmin, ymax, xmax as fractions), scores f[N,D] (0 is padding), labels i[N,D].
-      targets: boxes f[N,B,4], box_labels i[N,B], box_valid bool[N,B], boxes_known bool[N].
-      index: of the classes that are scored.
-      classes: names of all classes.
-      groups: [N] the patient of each image; None makes every image a patient of its own.
-    """
-    known = np.flatnonzero(targets["boxes_known"])
-    rows = np.arange(len(targets["boxes_known"])) if groups is None else np.asarray(groups)
-    patients = np.unique(rows[known], return_inverse=True)[1]
-    found = [_matched(predictions, targets, known, k, patients) for k in index]
-
-    def evaluate(weights: np.ndarray) -> np.ndarray:
-        by_threshold = np.array([[_precision(one, row) for one in found] for row in weights])  # [R,K,T]
-        return np.stack([by_threshold.mean(-1), by_threshold[..., 0], by_threshold[..., 5]], -1)
-
-    values, draws = metrics.bootstrap(evaluate, patients, resamples, seed)
-    names = [classes[k] for k in index]
-    left_out = [name for name, value in zip(names, values[:, 0]) if np.isnan(value)]
-    results = []
-    for m, metric in enumerate(PER_CLASS):
-        for k, name in enumerate(names):
-            note = "no box of this class in this split: undefined, left out of the mean" if name in left_out else ""
-            results.append(metrics.with_interval(f"{metric}/{name}", values[k, m], draws[:, k, m], patients, note))
-        note = f"left out, without a box: {', '.join(left_out)}" if left_out else ""
-        mean, mean_draws = metrics.mean_of_defined(values[:, m]), metrics.mean_of_defined(draws[:, :, m])
-        results.append(metrics.with_interval(f"{metric}/macro", mean, mean_draws, patients, note))
-    return results
-
-
-def _matched(
-    predictions: Mapping[str, np.ndarray],
-    targets: Mapping[str, np.ndarray],
-    known: np.ndarray,
-    label: int,
-    patients: np.ndarray,
-) -> Found:
-    """Lets pycocotools match the detections of one class to its true boxes in the images `known`."""
-    from pycocotools.cocoeval import COCOeval
-
-    true, called = [], []
-    for image, row in enumerate(known):
-        for box in targets["boxes"][row][targets["box_valid"][row] & (targets["box_labels"][row] == label)]:
-            true.append(_annotation(len(true), image, box))
-        chosen = (predictions["labels"][row] == label) & (predictions["scores"][row] > 0)
-        for box, score in zip(predictions["boxes"][row][chosen], predictions["scores"][row][chosen]):
-            called.append(_annotation(len(called), image, box) | {"score": float(score)})
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluation = COCOeval(_coco(true, len(known)), _coco(called, len(known)), "bbox")
-        evaluation.params.iouThrs = IOU_THRESHOLDS
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.params.maxDets = [100]
-        evaluation.evaluate()
-    images = [(image, one) for image, one in enumerate(evaluation.evalImgs) if one is not None]
-    scores = np.concatenate([np.empty(0), *(one["dtScores"] for _, one in images)])
-    hits = np.concatenate([np.empty((len(IOU_THRESHOLDS), 0)), *(one["dtMatches"] for _, one in images)], 1) > 0
-    owner = np.concatenate([np.empty(0, int), *(np.full(len(one["dtScores"]), image) for image, one in images)])
-    order = np.argsort(-scores, kind="stable")
-    counts = np.bincount(patients[[one["image_id"] for one in true]], minlength=patients.max(initial=-1) + 1)
-    return Found(hits[:, order], patients[owner[order]], counts)
-
-
-def _annotation(number: int, image: int, box: np.ndarray) -> dict[str, Any]:
-    ymin, xmin, ymax, xmax = map(float, box)
-    width, height = xmax - xmin, ymax - ymin
-    # pycocotools marks "no match" by the id 0.
-    identity = {"id": number + 1, "image_id": image, "category_id": 0, "iscrowd": 0}
-    return identity | {"bbox": [xmin, ymin, width, height], "area": width * height}
-
-
-def _coco(annotations: list[dict[str, Any]], images: int):
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image} for image in range(images)],
-        "annotations": annotations,
-        "categories": [{"id": 0}],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _precision(found: Found, weights: np.ndarray) -> np.ndarray:
-    """Precision averaged over 101 recalls under patient weights f[P], for each threshold: f[T]; NaN without a box."""
-    total = weights @ found.true
-    if total == 0:
-        return np.full(len(IOU_THRESHOLDS), np.nan)
-    weight = weights[found.patients]
-    right = np.cumsum(found.hits * weight, axis=1)
-    precision = right / (np.cumsum(weight) + np.spacing(1))
-    best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    best_from_here = np.pad(best_from_here, ((0, 0), (0, 1)))  # recalls that are never reached
-    places = [np.searchsorted(recall, RECALLS, side="left") for recall in right / total]
-    return np.array([best[place].mean() for best, place in zip(best_from_here, places)])

@@ -17,11 +17,15 @@ import numpy as np
 from mediax import catalog, figures, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
+from mediax.findings import Findings
 from mediax.model import Build
 
 LOSSES = ("cross_entropy", "dice", "focal")
 PER_STRUCTURE = ("dice", "iou", "dice_present")
-CANDIDATES = tuple(round(0.05 * step, 2) for step in range(1, 20))  # thresholds among which the rule "dice" chooses
+PER_PIXEL = ("pixel_f1", "pixel_sensitivity", "pixel_specificity", "pixel_accuracy", "pixel_auroc")
+RULES = ("dice", "f1")
+# Thresholds among which a rule chooses, evenly spread in the logit: those of thin structures lie near 0.
+CANDIDATES = tuple((1 / (1 + np.exp(-np.linspace(-6, 6, 49)))).round(6).tolist())
 SMOOTHING = 1.0  # pixels: the Dice loss of an empty mask that is predicted empty is then 0
 
 
@@ -32,7 +36,8 @@ class Task:
     `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` with its options. `losses` are the weights of the
     terms that are added up: "cross_entropy", "dice" (one minus soft Dice of each image, V-Net, arXiv:1606.04797),
     "focal" (cross-entropy times (1 - p)^`focal_gamma`, arXiv:1708.02002). `exclusive` structures do not overlap.
-    `threshold` is a number, or "dice": for each structure the one of the highest mean Dice on the validation split.
+    `threshold` is a number, or a rule: for each structure the one of the highest mean Dice of images ("dice"), or of
+    the highest F1 of all pixels together ("f1"), on the split that calibrates.
     Raises InputError for options that do not fit.
     """
 
@@ -58,9 +63,10 @@ class Task:
                 raise InputError(f"config field losses of task {self.name!r}: no loss {name!r}; {hint}")
             if weight < 0:
                 raise InputError(f"config field losses.{name} of task {self.name!r} is {weight}: expected 0 or more")
-        if self.threshold != "dice" and (isinstance(self.threshold, str) or not 0 <= self.threshold <= 1):
+        if self.threshold not in RULES and (isinstance(self.threshold, str) or not 0 <= self.threshold <= 1):
             raise InputError(
-                f"config field threshold of task {self.name!r} is {self.threshold!r}: expected 0 to 1, or 'dice'"
+                f"config field threshold of task {self.name!r} is {self.threshold!r}: expected 0 to 1, or one of the "
+                f"rules {', '.join(RULES)}"
             )
         self._head()  # checks the name and the options
 
@@ -102,8 +108,9 @@ class Task:
     def predict(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Gives the `probabilities` f32[B,H,W,S], averaged over the branches, and what metrics need of them.
 
-        If the batch has masks: `called` and `overlap`, i32[B,S,T], count the pixels that are called the structure and
-        those of them that are, for each of the T thresholds (one, unless it is still to be chosen).
+        If the batch has masks, for each of T thresholds (one, unless it is still to be chosen): `called` and `overlap`,
+        i32[B,S,T], count the pixels that are called the structure and those of them that are; `height`, i32[B,S,T], is
+        the number of rows from the first to the last of them.
         """
         probabilities = jnp.stack([self._probabilities(branch) for branch in logits]).mean(0)
         if "masks" not in batch:
@@ -111,23 +118,35 @@ class Task:
         self._check(batch)
         masks, seen = batch["masks"] > 0, _seen(batch) > 0
 
-        def counts(threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
-            called = self._called(probabilities, threshold, jnp) & seen
-            return called.sum((1, 2), dtype=jnp.int32), (called & masks).sum((1, 2), dtype=jnp.int32)
+        def counts(threshold: jax.Array) -> dict[str, jax.Array]:
+            return _counts(self._called(probabilities, threshold, jnp) & seen, masks)
 
-        called, overlap = jax.lax.map(counts, jnp.asarray(self._thresholds(), jnp.float32))
-        return {
-            "probabilities": probabilities,
-            "called": called.transpose(1, 2, 0),
-            "overlap": overlap.transpose(1, 2, 0),
+        of_thresholds = jax.lax.map(counts, jnp.asarray(self._thresholds(), jnp.float32))
+        return {"probabilities": probabilities} | {
+            name: values.transpose(1, 2, 0) for name, values in of_thresholds.items()
         }
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
-        """Picks from the batch what `metrics` compares with: `area` f32[B,S] in pixels, NaN if unknown; the masks."""
+        """Picks from the batch what `metrics` compares with.
+
+        `area` f32[B,S] in pixels, NaN if unknown; `seen` f32[B], the pixels inside the field of view; `true_height`
+        i32[B,S] in rows; the `masks`; and of a second reader's masks `reader_called`, `reader_overlap` and
+        `reader_height` i32[B,S].
+        """
         self._check(batch)
-        seen = (batch["masks"] > 0) & (_seen(batch) > 0)
-        area = jnp.where(_mask_valid(batch), seen.sum((1, 2)).astype(jnp.float32), jnp.nan)
-        return {"area": area, "masks": batch["masks"]}
+        seen = _seen(batch)
+        masks = (batch["masks"] > 0) & (seen > 0)
+        area = jnp.where(_mask_valid(batch), masks.sum((1, 2)).astype(jnp.float32), jnp.nan)
+        targets = {
+            "area": area,
+            "seen": seen.sum((1, 2, 3)),
+            "true_height": _height(masks),
+            "masks": batch["masks"],
+        }
+        if "second_masks" in batch:
+            second = _counts((batch["second_masks"] > 0) & (seen > 0), masks)
+            targets |= {f"reader_{name}": values for name, values in second.items()}
+        return targets
 
     def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
@@ -137,8 +156,13 @@ class Task:
         if self.exclusive:
             return {}
         grid = np.asarray(self._thresholds())
-        dice = [overlaps(predictions, targets, np.full(len(self.structures), t))["dice"] for t in range(len(grid))]
-        mean = np.stack([metrics.mean_of_defined(values.T) for values in dice])  # [T,S]
+        if self.threshold == "f1":
+            called, overlap, area, _ = pixel_counts(predictions, targets, np.zeros(len(targets["area"]), int))[:, 0]
+            with np.errstate(invalid="ignore"):
+                mean = (2 * overlap / (called + area)).T
+        else:
+            dice = [overlaps(predictions, targets, np.full(len(self.structures), t))["dice"] for t in range(len(grid))]
+            mean = np.stack([metrics.mean_of_defined(values.T) for values in dice])  # [T,S]
         order = np.argsort(np.abs(grid - 0.5), kind="stable")
         best = order[np.nan_to_num(mean[order], nan=-1.0).round(9).argmax(0)]
         return {"thresholds": grid[best].tolist()}
@@ -152,18 +176,47 @@ class Task:
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
         resamples: int = 1000,
+        pooled: bool = False,
+        ratio: Sequence[str] = (),
     ) -> list[metrics.Metric]:
         """Scores a whole split on the host, by structure and as their mean ("macro"); `classes` restricts it to those.
 
         Dice and IoU are computed for each image and averaged. An image without the structure has Dice and IoU 1 if
         none of it is predicted, else 0; `dice_present` is the mean Dice over the images that show the structure.
         Images whose mask is unknown are left out. Intervals are from a bootstrap over patients.
+        `pooled` adds what vessels are judged by, F1, sensitivity, specificity, accuracy and AUROC of all pixels of all
+        images together, inside the field of view. `ratio` names two structures, of which the error of the ratio of
+        their heights is averaged over images (the vertical cup-to-disc ratio).
         """
         index = [self.structures.index(name) for name in classes or self.structures]
-        rows = overlaps(predictions, targets, self._places(calibration))
-        values = np.stack([rows[metric][:, index] for metric in PER_STRUCTURE], axis=2)
         names = [self.structures[i] for i in index]
-        return metrics.case_means(values, names, PER_STRUCTURE, groups, resamples=resamples)
+        places = self._places(calibration)
+        rows = overlaps(predictions, targets, places)
+        values = np.stack([rows[metric][:, index] for metric in PER_STRUCTURE], axis=2)
+        results = metrics.case_means(values, names, PER_STRUCTURE, groups, resamples=resamples)
+        if pooled:
+            results += pooled_metrics(predictions, targets, index, names, places, groups, resamples)
+        if ratio:
+            first, second = (self.structures.index(name) for name in ratio)
+            called = _picked(predictions["height"], places)
+            error = np.abs(_ratio(called, first, second) - _ratio(targets["true_height"], first, second))
+            error[np.isnan(targets["area"][:, [first, second]]).any(1)] = np.nan
+            kind = [f"{ratio[0]} to {ratio[1]}"]
+            results += metrics.case_means(error[:, None, None], kind, ["ratio_error"], groups, resamples=resamples)
+        return results
+
+    def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Calls no pixel of any image a structure."""
+        return dict(predictions) | {name: np.zeros_like(predictions[name]) for name in ("called", "overlap", "height")}
+
+    def second_reader(self, targets: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """What another reader of the same images called, as predictions that no threshold changes."""
+        if "reader_called" not in targets:
+            return None
+        count = len(self._thresholds())
+        return {
+            name: np.repeat(targets[f"reader_{name}"][..., None], count, -1) for name in ("called", "overlap", "height")
+        }
 
     def draw(
         self,
@@ -201,6 +254,14 @@ class Task:
             truth=figures.Overlay(masks=(targets["masks"][:count] > 0) & known),
             prediction=figures.Overlay(masks=called),
         )
+
+    def findings(
+        self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
+    ) -> Findings:
+        """Gives the mask of each structure in image `row`, of `size` pixels."""
+        thresholds = np.asarray(calibration.get("thresholds", 0.5), np.float32)
+        called = self._called(predictions["probabilities"][row], thresholds, np)
+        return Findings(masks={name: called[..., k] for k, name in enumerate(self.structures)})
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "unet")
@@ -245,11 +306,9 @@ class Task:
         return (entropy * seen).sum((1, 2)) / jnp.maximum(seen.sum((1, 2)), 1.0)
 
     def _thresholds(self) -> tuple[float, ...]:
-        return (
-            CANDIDATES
-            if self.threshold == "dice" and not self.exclusive
-            else (0.5 if self.exclusive else self.threshold,)
-        )
+        if self.exclusive:
+            return (0.5,)
+        return CANDIDATES if self.threshold in RULES else (self.threshold,)
 
     def _places(self, calibration: Mapping[str, Any]) -> np.ndarray:
         """Where in the counts' last axis the threshold of each structure stands, i[S]."""
@@ -269,15 +328,95 @@ def overlaps(
 ) -> dict[str, np.ndarray]:
     """Dice and IoU of every image f64[N,S], NaN where unknown; `places` i[S] picks a threshold for each structure."""
     area = np.asarray(targets["area"], np.float64)
-    called, overlap = (
-        np.take_along_axis(predictions[name], np.asarray(places)[None, :, None], axis=2)[..., 0].astype(np.float64)
-        for name in ("called", "overlap")
-    )
+    called, overlap = (_picked(predictions[name], places).astype(np.float64) for name in ("called", "overlap"))
     union = called + area - overlap
     with np.errstate(invalid="ignore", divide="ignore"):
         dice = np.where(union == 0, 1.0, 2 * overlap / (called + area))
         iou = np.where(union == 0, 1.0, overlap / union)
     return {"dice": dice, "iou": iou, "dice_present": np.where(area > 0, dice, np.nan)}
+
+
+def pooled_metrics(
+    predictions: Mapping[str, np.ndarray],
+    targets: Mapping[str, np.ndarray],
+    index: Sequence[int],
+    names: Sequence[str],
+    places: np.ndarray,
+    groups: np.ndarray | None,
+    resamples: int,
+) -> list[metrics.Metric]:
+    """The figures of PER_PIXEL of the structures in `index`, all pixels of a split together, with their intervals."""
+    area = np.asarray(targets["area"])[:, index]
+    patients = np.arange(len(area)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    counts = pixel_counts(predictions, targets, patients)[:, :, index]
+    shown = PER_PIXEL if counts.shape[-1] > 1 else PER_PIXEL[:-1]  # a curve needs thresholds
+
+    def evaluate(weights: np.ndarray) -> np.ndarray:
+        figures = pixel_figures(np.einsum("rp,kpst->krst", weights, counts), places[index])
+        return figures[..., : len(shown)]
+
+    values, draws = metrics.bootstrap(evaluate, patients, resamples, 0)
+    known = np.repeat(~np.isnan(area)[..., None], len(shown), -1)
+    return metrics.by_class(values, draws, names, shown, patients, known, reason="no pixel counts")
+
+
+def pixel_counts(
+    predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], patients: np.ndarray
+) -> np.ndarray:
+    """Pixels f64[4,P,S,T] of each patient's images whose mask is known: called, called rightly, true, and all seen."""
+    area = np.asarray(targets["area"], np.float64)[..., None]
+    seen = np.asarray(targets["seen"], np.float64)[:, None, None]
+    counts = np.stack(np.broadcast_arrays(predictions["called"], predictions["overlap"], area, seen))
+    sums = np.zeros((4, patients.max(initial=-1) + 1, *counts.shape[2:]))
+    np.add.at(sums, (slice(None), patients), np.where(np.isnan(area), 0, counts))
+    return sums
+
+
+def pixel_figures(counts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The figures f64[R,S,M] of PER_PIXEL from counts f64[4,R,S,T] of `pixel_counts`; undefined ones are NaN.
+
+    The AUROC is that of the straight lines between the operating points of the T thresholds.
+    """
+    called, overlap, area, seen = counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sensitivity = np.pad(overlap / area, ((0, 0), (0, 0), (1, 1)))
+        false = np.pad((called - overlap) / (seen - area), ((0, 0), (0, 0), (1, 1)))
+        sensitivity[..., 0] = false[..., 0] = 1  # thresholds rise: first all pixels are called, in the end none is
+        auroc = -np.trapezoid(sensitivity, false, axis=-1)
+        called, overlap, area, seen = (_picked(values, places) for values in counts)
+        figures = {
+            "pixel_f1": 2 * overlap / (called + area),
+            "pixel_sensitivity": overlap / area,
+            "pixel_specificity": (seen - area - called + overlap) / (seen - area),
+            "pixel_accuracy": (seen - area - called + 2 * overlap) / seen,
+            "pixel_auroc": auroc,
+        }
+    return np.stack([figures[metric] for metric in PER_PIXEL], -1)
+
+
+def _picked(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """[N,S,T] -> [N,S], of each structure the value at its threshold."""
+    return np.take_along_axis(np.asarray(values), np.asarray(places)[None, :, None], axis=2)[..., 0]
+
+
+def _ratio(heights: np.ndarray, first: int, second: int) -> np.ndarray:
+    """The ratio of two heights f64[N]; 0 where the first structure has none, 1 at most."""
+    heights = np.asarray(heights, np.float64)
+    return np.clip(heights[:, first] / np.maximum(heights[:, second], 1), 0, 1)
+
+
+def _counts(called: jax.Array, masks: jax.Array) -> dict[str, jax.Array]:
+    """Pixels called and rightly called, and the height called: bool[B,H,W,S] twice -> i32[B,S] each."""
+    pixels, right = called.sum((1, 2), dtype=jnp.int32), (called & masks).sum((1, 2), dtype=jnp.int32)
+    return {"called": pixels, "overlap": right, "height": _height(called)}
+
+
+def _height(masks: jax.Array) -> jax.Array:
+    """The number of rows from a mask's first to its last: bool[B,H,W,S] -> i32[B,S]."""
+    rows = masks.any(2)
+    length, any_row = rows.shape[1], rows.any(1)
+    extent = length - rows.argmax(1) - rows[:, ::-1].argmax(1)
+    return jnp.where(any_row, extent, 0).astype(jnp.int32)
 
 
 def _mask_valid(batch: Batch) -> jax.Array:

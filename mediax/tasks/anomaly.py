@@ -1,0 +1,407 @@
+"""Anomaly detection and clustering by an autoencoder, whose code a mixture of Gaussians models.
+
+The network learns to reconstruct images; labels take no part but that anomalous images are left out. The mixture is
+fitted to the codes of the calibrating split, which is to be the training split (`calibrate_on` of the evaluations).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mediax import catalog, figures, metrics
+from mediax.batch import Batch
+from mediax.errors import InputError
+from mediax.findings import Findings
+from mediax.model import Build
+
+CRITERIA = ("mse", "cross_entropy")
+SCORES = ("likelihood", "reconstruction")
+COVARIANCES = ("full", "diag")
+PER_CLASS = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity")
+FOLDS = 5
+RESTARTS = 10  # of the mixture's EM, whose end depends on its start
+
+
+@dataclass(frozen=True)
+class Task:
+    """Scores how unlike the training images an image is, or with `clusters` finds the groups that images fall into.
+
+    The dataset's only class is the anomaly; with `clusters`, its exclusive `classes` are what the groups are compared
+    with. `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` that gives a code and an image, with its
+    options, `size` of the images among them. `criterion` of the reconstruction is "mse", or "cross_entropy" with pixels
+    as probabilities. `score` is the negative log-likelihood of the code ("likelihood") or the mean squared error of
+    the image ("reconstruction"). The mixture has `components` with "full" or "diag" `covariance`, on the first
+    `dimensions` principal components of the code, whitened (0: on the code itself, which takes many images).
+    `quantile` of the training images is scored as normal. `seed` is that of the mixture.
+    Raises InputError for options that do not fit.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    head: Mapping[str, Any]
+    criterion: str = "mse"
+    score: str = "likelihood"
+    components: int = 1
+    covariance: str = "full"
+    dimensions: int = 0
+    quantile: float = 0.95
+    clusters: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for option, valid in (("criterion", CRITERIA), ("score", SCORES), ("covariance", COVARIANCES)):
+            value = getattr(self, option)
+            if value not in valid:
+                hint = catalog.suggestion(value, valid)
+                raise InputError(f"config field {option} of task {self.name!r}: no {option} {value!r}; {hint}")
+        if self.components < 1 or self.dimensions < 0:
+            raise InputError(
+                f"config fields components and dimensions of task {self.name!r} are {self.components} and "
+                f"{self.dimensions}: expected at least 1 and 0"
+            )
+        if not 0 < self.quantile <= 1:
+            raise InputError(f"config field quantile of task {self.name!r} is {self.quantile}: expected above 0 to 1")
+        if self.clusters != (len(self.classes) > 1):
+            expected = "two or more classes with clusters" if self.clusters else "one class, or the option clusters"
+            raise InputError(
+                f"task {self.name!r}: the dataset has the classes {list(self.classes)}, expected {expected}"
+            )
+        _, options = self._head()  # checks the name and the options
+        if "size" not in options:
+            raise InputError(
+                f"config field head of task {self.name!r} lacks size: expected (height, width) of the images, as in "
+                "{'name': 'autoencoder', 'size': (64, 64)}"
+            )
+
+    def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
+        """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
+        head, options = self._head()
+        return {f"head/{self.name}": lambda rngs: head.Head(channels, rngs=rngs, **options)}
+
+    def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """Gives the `code` f32[B,D] and the reconstructed `image` f32[B,H,W,C] in [0,1]."""
+        return run(f"head/{self.name}", pyramid)
+
+    def count(self, batch: Batch) -> jax.Array:
+        """Counts the images that the loss averages over: those that are not anomalous."""
+        return self._learned(batch).sum().astype(jnp.float32)
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Batch, count: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Sums the criterion, a mean over pixels, over the images of `batch` and divides by `count`."""
+        image, rebuilt = batch["image"], outputs["image"]
+        if self.criterion == "mse":
+            entries = (rebuilt - image) ** 2
+        else:
+            near = jnp.finfo(jnp.float32).eps  # no pixel is certain: a logarithm of 0 has no gradient
+            rebuilt = jnp.clip(rebuilt, near, 1 - near)
+            entries = -(image * jnp.log(rebuilt) + (1 - image) * jnp.log1p(-rebuilt))
+        loss = jnp.where(self._learned(batch), entries.mean((1, 2, 3)), 0.0).sum() / jnp.maximum(count, 1.0)
+        return loss, {"loss": loss}
+
+    def predict(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        """Gives the `code` f32[B,D], the mean squared `error` f32[B] of the reconstruction, and that `image`."""
+        error = ((outputs["image"] - batch["image"]) ** 2).mean((1, 2, 3))
+        return {"code": outputs["code"], "error": error, "image": outputs["image"]}
+
+    def targets(self, batch: Batch) -> dict[str, jax.Array]:
+        """Picks from the batch what `metrics` compares the predictions with."""
+        self._learned(batch)
+        return {"labels": batch["labels"]}
+
+    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Fits the mixture, and the threshold to the scores of images that the mixture they are scored by did not see.
+
+        Images labelled as anomalous are left out; clusters know no labels.
+        """
+        code, error = predictions["code"].astype(np.float64), predictions["error"].astype(np.float64)
+        if not self.clusters:
+            normal = targets["labels"][:, 0] != 1
+            code, error = code[normal], error[normal]
+        fewest = max(FOLDS, 2 * self.components, self.dimensions + 1)
+        if len(code) < fewest:
+            raise InputError(
+                f"task {self.name!r}: {len(code)} images to fit the mixture to, expected at least {fewest}: choose the "
+                "training split for calibrate_on, or fewer components and dimensions"
+            )
+        calibration = self._fit(code) | {"mean_code": code.mean(axis=0).tolist(), "mean_error": float(error.mean())}
+        if not self.clusters:
+            scores = error if self.score == "reconstruction" else self._unseen_scores(code)
+            calibration["threshold"] = float(np.quantile(scores, self.quantile))
+        return calibration
+
+    def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Gives every image the mean code and the mean error of the calibrating split: one score, one cluster."""
+        constants = {"code": calibration["mean_code"], "error": calibration["mean_error"]}
+        return {
+            name: np.broadcast_to(np.asarray(value, np.float32), predictions[name].shape)
+            for name, value in constants.items()
+        }
+
+    def metrics(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        *,
+        classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
+        resamples: int = 1000,
+    ) -> list[metrics.Metric]:
+        """Scores a whole split on the host, with intervals from a bootstrap over patients.
+
+        Anomalies: the metrics of `PER_CLASS` on the images whose label is known. Clusters: "accuracy" of the best
+        matching of clusters with classes, on these very images (one class for a cluster), and normalised mutual
+        information, "nmi". `classes` must be none or all.
+        """
+        if tuple(classes) not in ((), tuple(self.classes)):
+            raise InputError(f"task {self.name!r} cannot be scored on {list(classes)} alone: it finds all in one")
+        patients = np.arange(len(targets["labels"])) if groups is None else np.unique(groups, return_inverse=True)[1]
+        if self.clusters:
+            assigned = self.assign(predictions, calibration)
+            return clustering(assigned, targets["labels"], self.components, patients, resamples=resamples)
+        scores = self.scores(predictions, calibration)
+        return detection(scores, targets["labels"][:, 0], calibration["threshold"], patients, resamples=resamples)
+
+    def scores(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
+        """How unlike the training images each image is, f64[N]; from `calibration["threshold"]` on an anomaly."""
+        if self.score == "reconstruction":
+            return predictions["error"].astype(np.float64)
+        return -np.logaddexp.reduce(component_log_densities(predictions["code"], calibration), axis=1)
+
+    def assign(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
+        """The most likely component of the mixture for each image, i[N]."""
+        return component_log_densities(predictions["code"], calibration).argmax(axis=1)
+
+    def draw(
+        self,
+        folder: Path,
+        name: str,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        *,
+        classes: Sequence[str] = (),
+    ) -> None:
+        """Draws nothing: scores and clusters need the mixture, so `draw_samples` draws them."""
+
+    def draw_samples(
+        self,
+        folder: Path,
+        name: str,
+        images: np.ndarray,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        calibration: Mapping[str, Any],
+    ) -> None:
+        """Draws ROC and scores of the split, or the confusion of its clusters, and a sheet of its first `images`.
+
+        On the sheet each image stands beside its reconstruction.
+        """
+        labels = targets["labels"]
+        if self.clusters:
+            assigned, true = self.assign(predictions, calibration), _classes(labels)
+            called = best_matching(_table(assigned, true, self.components, len(self.classes)))[assigned]
+            # A cluster without a class is called none of them.
+            figures.confusion(folder / f"confusion_{name}.png", called, np.where(called < 0, -1, true), self.classes)
+            errors = np.where(true < 0, np.nan, called != true)
+            captions = [
+                f"cluster {cluster + 1}, {'unknown' if k < 0 else self.classes[k]}"
+                for cluster, k in zip(assigned, true)
+            ]
+        else:
+            scores, threshold = self.scores(predictions, calibration), calibration["threshold"]
+            figures.roc(folder / f"roc_{name}.png", scores[:, None], labels, self.classes)
+            figures.scores(folder / f"scores_{name}.png", scores, labels[:, 0], threshold, self.classes[0])
+            errors = np.where(np.isnan(labels[:, 0]), np.nan, (scores >= threshold) != (labels[:, 0] == 1))
+            words = {0.0: "normal", 1.0: "anomalous"}
+            captions = [
+                f"score {score:.4g} of {threshold:.4g}, {words.get(float(label), 'unknown')}"
+                for score, label in zip(scores, labels[:, 0])
+            ]
+        count = len(images)
+        figures.samples(
+            folder / f"samples_{name}.png",
+            np.concatenate([images, predictions["image"][:count]], axis=2),
+            classes=self.classes,
+            errors=errors[:count],
+            captions=captions[:count],
+        )
+
+    def findings(
+        self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
+    ) -> Findings:
+        """Says of image `row` how unlike the training images it is and whether to call that; or its cluster, from 1."""
+        one = {name: predictions[name][row : row + 1] for name in ("code", "error")}
+        if self.clusters:
+            return Findings(scores={"cluster": float(self.assign(one, calibration)[0] + 1)})
+        score = float(self.scores(one, calibration)[0])
+        return Findings(scores={self.classes[0]: score}, decisions={self.classes[0]: score >= calibration["threshold"]})
+
+    def _head(self) -> tuple[ModuleType, dict[str, Any]]:
+        return catalog.head(self.name, self.head, "autoencoder")
+
+    def _learned(self, batch: Batch) -> jax.Array:
+        if "labels" not in batch or batch["labels"].shape[-1] != len(self.classes):
+            found = f"{batch['labels'].shape[-1]} labels" if "labels" in batch else "no labels"
+            raise InputError(
+                f"task {self.name!r} is scored on {list(self.classes)}, the batch has {found}: choose a dataset with "
+                "these labels (unknown ones are NaN)"
+            )
+        return batch["valid"] if self.clusters else batch["valid"] & (batch["labels"][:, 0] != 1)
+
+    def _fit(self, code: np.ndarray) -> dict[str, Any]:
+        """Fits the projection and the mixture to codes f64[N,D]: plain lists, which `component_log_densities` reads."""
+        from sklearn.decomposition import PCA
+        from sklearn.mixture import GaussianMixture
+
+        fitted: dict[str, Any] = {}
+        if self.dimensions:
+            if self.dimensions > code.shape[1]:
+                raise InputError(
+                    f"config field dimensions of task {self.name!r} is {self.dimensions}: the code has {code.shape[1]}"
+                )
+            pca = PCA(self.dimensions, svd_solver="full").fit(code)
+            directions = pca.components_ / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))[:, None]
+            fitted["projection"] = {"mean": pca.mean_.tolist(), "directions": directions.tolist()}
+            code = (code - pca.mean_) @ directions.T
+        mixture = GaussianMixture(
+            self.components, covariance_type=self.covariance, n_init=RESTARTS, random_state=self.seed
+        ).fit(code)
+        return fitted | {
+            "weights": mixture.weights_.tolist(),
+            "means": mixture.means_.tolist(),
+            "covariances": mixture.covariances_.tolist(),
+        }
+
+    def _unseen_scores(self, code: np.ndarray) -> np.ndarray:
+        """The score of each code under a mixture of the others: those that it was fitted to look too likely."""
+        from sklearn.model_selection import KFold
+
+        scores = np.empty(len(code))
+        for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(code):
+            scores[unseen] = self.scores({"code": code[unseen]}, self._fit(code[seen]))
+        return scores
+
+
+def component_log_densities(code: np.ndarray, mixture: Mapping[str, Any]) -> np.ndarray:
+    """The logarithms of weight times density of each component at codes f[N,D] -> f64[N,M]."""
+    from scipy.stats import multivariate_normal
+
+    code = np.asarray(code, np.float64)
+    if "projection" in mixture:
+        projection = mixture["projection"]
+        code = (code - np.asarray(projection["mean"])) @ np.asarray(projection["directions"]).T
+    parameters = zip(mixture["weights"], mixture["means"], mixture["covariances"])
+    # A vector of variances is scipy's word for a diagonal covariance as well.
+    densities = [
+        np.log(weight) + np.atleast_1d(multivariate_normal.logpdf(code, mean, covariance, allow_singular=True))
+        for weight, mean, covariance in parameters
+    ]
+    return np.stack(densities, axis=1)
+
+
+def detection(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    threshold: float,
+    patients: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[metrics.Metric]:
+    """The metrics of `PER_CLASS` of scores f[N], which may be any number, against labels f[N], NaN where unknown."""
+    split = metrics.Split(scores[:, None], labels[:, None].astype(np.float64), patients, np.arange(len(scores)), ("",))
+    evaluate = metrics.per_class_evaluator(split, np.array([threshold]))
+    places = [metrics.PER_CLASS.index(metric) for metric in PER_CLASS]
+    values, draws = metrics.bootstrap(lambda weights: evaluate(weights)[:, 0, places], patients, resamples, seed)
+    known = ~np.isnan(labels)
+    results = []
+    for m, metric in enumerate(PER_CLASS):
+        reason = "no known label" if not known.any() else ""
+        if not reason and metric in metrics.NEEDS_POSITIVES and not (labels == 1).any():
+            reason = "no anomaly"
+        if not reason and metric in metrics.NEEDS_NEGATIVES and not (labels == 0).any():
+            reason = "nothing normal"
+        note = f"{reason} in this split: undefined" if reason else ""
+        results.append(metrics.with_interval(metric, values[m], draws[:, m], patients[known], note))
+    return results
+
+
+def clustering(
+    assigned: np.ndarray,
+    labels: np.ndarray,
+    clusters: int,
+    patients: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[metrics.Metric]:
+    """Accuracy of the best matching, and normalised mutual information, of clusters i[N] and labels f[N,K] one-hot.
+
+    A resample is matched anew. The mutual information is divided by the mean of the two entropies; it is 1 where
+    neither has any. Rows with an unknown label are left out.
+    """
+    true = _classes(labels)
+    known = true >= 0
+    tables = np.zeros((patients.max(initial=-1) + 1, clusters, labels.shape[1]))
+    np.add.at(tables, (patients[known], assigned[known], true[known]), 1)
+
+    def evaluate(weights: np.ndarray) -> np.ndarray:
+        return np.array([[_accuracy(table), mutual_information(table)] for table in np.tensordot(weights, tables, 1)])
+
+    values, draws = metrics.bootstrap(evaluate, patients, resamples, seed)
+    note = "" if known.any() else "no known label in this split: undefined"
+    return [
+        metrics.with_interval(name, values[m], draws[:, m], patients[known], note)
+        for m, name in enumerate(("accuracy", "nmi"))
+    ]
+
+
+def best_matching(table: np.ndarray) -> np.ndarray:
+    """The class of each cluster i[M] that explains most rows of a table of counts f[M,K]; -1 where classes run out."""
+    from scipy.optimize import linear_sum_assignment
+
+    matched = np.full(len(table), -1)
+    clusters, classes = linear_sum_assignment(table, maximize=True)
+    matched[clusters] = classes
+    return matched
+
+
+def mutual_information(table: np.ndarray) -> float:
+    """Normalised mutual information of a table of counts f[M,K] (Strehl and Ghosh 2002), by the mean entropy."""
+    total = table.sum()
+    if total == 0:
+        return np.nan
+    joint = table / total
+    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+    entropies = _entropy(rows) + _entropy(columns)
+    return 1.0 if entropies == 0 else max(0.0, 2 * (1 - _entropy(joint.ravel()) / entropies))
+
+
+def _entropy(shares: np.ndarray) -> float:
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum()) + 0.0  # no negative zero
+
+
+def _accuracy(table: np.ndarray) -> float:
+    matched = best_matching(table)
+    right = sum(table[cluster, label] for cluster, label in enumerate(matched) if label >= 0)
+    return right / table.sum() if table.sum() else np.nan
+
+
+def _table(assigned: np.ndarray, true: np.ndarray, clusters: int, classes: int) -> np.ndarray:
+    table = np.zeros((clusters, classes))
+    np.add.at(table, (assigned[true >= 0], true[true >= 0]), 1)
+    return table
+
+
+def _classes(labels: np.ndarray) -> np.ndarray:
+    """Labels f[N,K] -> classes i[N], -1 where unknown."""
+    return np.where(np.isnan(labels).any(axis=1), -1, np.nan_to_num(labels).argmax(axis=1))
