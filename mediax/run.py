@@ -1,5 +1,8 @@
 """One run: train, evaluate the best checkpoint on every split, leave results that a person can look at."""
 
+import hashlib
+import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from mediax import evaluate, experiment, figures, report, sharding, train
 from mediax.checkpoint import Checkpoints, abstract
 from mediax.errors import InputError
-from mediax.files import naming_file
+from mediax.files import naming_file, replace_file
 from mediax.preemption import Preemption
 from mediax.train import Training
 
@@ -71,7 +75,10 @@ def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int
 
 
 def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> list[report.Result]:
-    """Evaluates every split of the config, the thresholds coming from the evaluation that each is calibrated on."""
+    """Evaluates every split of the config, the thresholds coming from the evaluation that each is calibrated on.
+
+    Beside pictures it leaves below `workdir` what later programs need: `calibration.json` and `predictions/`.
+    """
     evaluations = training.evaluations
     logging.info("evaluating %s", ", ".join(f"{name} ({each.size:,} images)" for name, each in evaluations.items()))
     steps = evaluate.make_predict_steps(training.model, evaluations.values(), training.mesh)
@@ -87,6 +94,12 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
             results.append(_result(scored))
             if jax.process_index() == 0:
                 _draw(workdir, scored, rows, calibration[scored.task])
+                _save_predictions(workdir / "predictions", scored, rows)
+    if jax.process_index() == 0:
+        # Plain for tasks to take back as they gave it: a threshold that does not exist stays NaN.
+        chosen = {evaluation.name: calibrations[evaluation.calibrate_on] for evaluation in evaluations.values()}
+        text = json.dumps(chosen, indent=2, default=lambda array: array.tolist())
+        replace_file(workdir / "calibration.json", text.encode() + b"\n")
     return results
 
 
@@ -111,6 +124,48 @@ def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calib
     predictions, targets, _ = evaluate.cases(evaluation, rows, scored.task)
     task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
     task.draw_samples(workdir, name, rows.images, rows.predictions[scored.task], rows.targets[scored.task], calibration)
+
+
+def _save_predictions(folder: Path, scored: evaluate.Score, rows: evaluate.Collected) -> None:
+    """Writes `<evaluation>_<task>.npz`: all that was scored but pictures, and what pairs it with another run's.
+
+    `prediction/<name>` and `target/<name>` are arrays [N,...] over the protocol's cases, `classes` the names of the
+    columns of scores, if the task has classes. `case` [N] are hashes of the images' or studies' ids and `group` i[N]
+    numbers the patients, so that files of the same split can be compared and name nobody. `draws` f32[M,R] are the
+    bootstrap draws of the figures whose names are in `metric` [M]: those of two runs on the same cases are of the same
+    patients, so their difference is a paired bootstrap.
+    """
+    evaluation = scored.evaluation
+    predictions, targets, groups = evaluate.cases(evaluation, rows, scored.task)
+    arrays = {
+        f"{kind}/{name}": array
+        for kind, of_kind in (("prediction", predictions), ("target", targets))
+        for name, array in of_kind.items()
+        if array.ndim < evaluate.PICTURE_AXES
+    }
+    cases = _case_ids(evaluation, rows)
+    arrays["case"] = np.array([hashlib.sha256(str(case).encode()).hexdigest()[:16] for case in cases])
+    arrays["group"] = np.arange(len(cases)) if groups is None else _numbered(groups)
+    drawn = [metric for metric in scored.metrics if metric.draws is not None and metric.draws.size]
+    arrays["metric"] = np.array([metric.name for metric in drawn], str)
+    arrays["draws"] = np.array([metric.draws for metric in drawn], np.float32)
+    arrays["classes"] = np.array(getattr(evaluation.tasks[scored.task], "classes", ()), str)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    with naming_file(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / f"{evaluation.name}_{scored.task}.npz", content.getvalue())
+
+
+def _case_ids(evaluation: evaluate.Evaluation, rows: evaluate.Collected) -> np.ndarray:
+    """The image or study that each of the protocol's cases is, in the order of `protocols.cases`."""
+    return rows.host["id"] if evaluation.protocol.case == "image" else np.unique(rows.host["study_id"])
+
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    """Numbers names in the order in which they first appear: names [N] -> i[N]."""
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
 
 
 def _now() -> str:

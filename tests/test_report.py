@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_a_process_killed_without_warning_loses_nothing_it_wrote(tmp_path):
         "for step in range(1, 8): log.write(step, {'loss': 1.0 / step})\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(report.__file__)))
+    root = str(Path(report.__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root}
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True)
     assert killed.returncode == -9
@@ -338,6 +339,5 @@ def test_versions_and_devices_name_what_a_result_depends_on():
 def test_git_revision_is_that_of_this_tree(tmp_path, monkeypatch):
     revision = report.git_revision()
     assert revision is None or len(revision.removesuffix("-modified")) == 40
-    (tmp_path / "mediax").mkdir()
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "mediax" / "report.py"))
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "mediax" / "report" / "__init__.py"))
     assert report.git_revision() is None

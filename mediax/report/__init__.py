@@ -73,9 +73,15 @@ def headline(result: Result) -> str:
     return f"{result.evaluation} ({result.dataset} {result.split}, n={overall[0].n if overall else 0}): {shown}"
 
 
+def headline_name(names: Sequence[str]) -> str | None:
+    """Picks the figure that stands for all: the first overall one, or the first if all are of single classes."""
+    return next(iter([name for name in names if not _names_one_class(name)] or names), None)
+
+
 def _plain_result(result: Result) -> dict:
     content = dataclasses.asdict(result)
     for metric in content["metrics"]:
+        del metric["draws"]  # they lie in predictions/
         for name, value in metric.items():
             if isinstance(value, float | np.floating) and not math.isfinite(value):
                 metric[name] = None
@@ -93,7 +99,8 @@ def _markdown(workdir: Path, run: Mapping[str, Any], results: Sequence[Result]) 
     for result in results:
         lines += [*_section(result), ""]
     lines += _embedded_figures(workdir)
-    lines += ["## Run", "", "| | |", "|---|---|", *_run_rows(run)]
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in run_rows(run)]
+    lines += ["## Run", "", "| | |", "|---|---|", *rows]
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +118,11 @@ def _section(result: Result) -> list[str]:
 
 
 def _of_one_class(metric: Metric) -> bool:
-    return "/" in metric.name and not metric.name.endswith("/macro")
+    return _names_one_class(metric.name)
+
+
+def _names_one_class(name: str) -> bool:
+    return "/" in name and not name.endswith("/macro")
 
 
 def _ordered(metrics: Sequence[Metric]) -> list[Metric]:
@@ -133,19 +144,25 @@ def _row(metric: Metric, bold: bool) -> str:
     return f"| {name} | {value} | {interval} | {metric.n} | {_cell(note)} |"
 
 
-def _run_rows(run: Mapping[str, Any]) -> list[str]:
+def run_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Words what `write_results` was told of a run, but for its command and config: (name, value) of each."""
     rows = []
     for name, value in run.items():
         if name in ("command", "config") or value is None:
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
-        rows.append(f"| {_cell(name.replace('_', ' '))} | {_cell(str(value))} |")
+        rows.append((name.replace("_", " "), str(value)))
     return rows
 
 
+def figure_files(workdir: Path) -> list[Path]:
+    """Finds the figures of a run, in the order in which they are shown."""
+    return [path for kind in FIGURES for path in sorted(workdir.glob(f"{kind}*.png"))]
+
+
 def _embedded_figures(workdir: Path) -> list[str]:
-    names = [path.name for kind in FIGURES for path in sorted(workdir.glob(f"{kind}*.png"))]
+    names = [path.name for path in figure_files(workdir)]
     if not names:
         return []
     return ["## Figures", "", *(f"![{Path(name).stem}]({urllib.parse.quote(name)})\n" for name in names)]
@@ -189,7 +206,7 @@ def devices() -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """Returns the commit of the source tree that mediax runs from, "-modified" if it was edited; None without git."""
-    source = Path(__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(source), *arguments]

@@ -1,0 +1,313 @@
+"""Reports on runs: who is best, what cannot be told apart, what was left out; degenerate and hostile input."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_document import Parsed
+
+from mediax import comparison, evaluate, figures, metrics, protocols, report, run
+from mediax.errors import InputError
+from mediax.metrics import Metric
+from mediax.report import Result
+from mediax.report import __main__ as command_line
+
+CLASSES = ("Nodule/Mass", "Edema")
+PROTOCOL = "image (every image is a case, all classes; thresholds from validation)"
+
+
+@pytest.fixture
+def truth():
+    """Labels of 120 images of 60 patients."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((120, 2)) < 0.4).astype(np.float32)
+    labels[:5, 0] = np.nan
+    return labels, np.repeat([f"patient {i}" for i in range(60)], 2)
+
+
+def scores(labels, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    known = np.nan_to_num(labels, nan=0.5)
+    return (1 / (1 + np.exp(-(2 * known - 1 + noise * rng.normal(size=labels.shape))))).astype(np.float32)
+
+
+def config(backbone="resnet", seed=0, **changes):
+    task = {"name": "classification", "head": {"name": "pooled"}}
+    stream = {"dataset": "chestxray14", "build": {"size": 224}, "tasks": {"findings": task}}
+    settings = {"seed": seed, "backbone": {"name": backbone, "options": {"variant": "18"}}}
+    return settings | {"streams": {"nih": stream}, "evaluations": {"test": {"stream": ""}}} | changes
+
+
+def write_result(folder, found, *, settings=None, command=("python", "-m", "mediax.main"), **changes):
+    """Writes the results.json of a run whose one result has the metrics `found`."""
+    settings = config() if settings is None else settings
+    values = {"evaluation": "test", "dataset": "chestxray14", "split": "test", "task": "findings"}
+    values |= {"protocol": PROTOCOL, "phantom": False} | changes
+    about = {"command": list(command), "config": settings, "seed": settings.get("seed"), "step": 10}
+    report.write_results(folder, run=about, results=[Result(metrics=tuple(found), **values)])
+
+
+def write_run(folder, predicted, truth, *, keep=True, **options):
+    """Writes a run that classified, with its predictions as a run writes them."""
+    labels, patients = truth
+    found = metrics.classification(predicted, labels, CLASSES, patients, resamples=200)
+    write_result(folder, found, **options)
+    if keep:
+        keep_predictions(folder, {"scores": predicted}, {"labels": labels}, patients, found, classes=CLASSES)
+
+
+def keep_predictions(folder, predictions, targets, patients, found, **task):
+    evaluation = evaluate.Evaluation(
+        name="test",
+        dataset="chestxray14",
+        split="test",
+        protocol=protocols.get("image"),
+        tasks={"findings": SimpleNamespace(**task)},
+        batches=None,
+        size=len(patients),
+        calibrate_on="test",
+        during_training=False,
+        rows="",
+    )
+    host = {"id": np.array([f"image {i}" for i in range(len(patients))]), "patient_id": patients}
+    rows = evaluate.Collected({"findings": predictions}, {"findings": targets}, host, 0.0, np.zeros(0))
+    run._save_predictions(folder / "predictions", evaluate.Score(evaluation, "findings", found), rows)
+
+
+def rows_of(folder):
+    """The rows of the tables of a report that name a dataset: cells without emphasis and escapes."""
+    lines = (folder / "report.md").read_text().splitlines()
+    cells = [line.replace("\\", "").strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return [row for row in cells if "chestxray14" in row[0]]
+
+
+def groups_of(*folders):
+    problems = []
+    runs, problems = comparison.find_runs(folders)
+    groups = comparison.arrange(comparison.scored_of(runs, problems))
+    assert not problems
+    return groups
+
+
+def test_the_paired_difference_is_that_of_the_metrics(tmp_path, truth):
+    a, b = scores(truth[0], 1.0, seed=1), scores(truth[0], 1.6, seed=2)
+    write_run(tmp_path / "a", a, truth)
+    write_run(tmp_path / "b", b, truth, settings=config("vit"))
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    first, second = row.entries
+    expected = metrics.paired_difference(a, b, truth[0], truth[1], "auroc", classes=CLASSES, resamples=200)
+    found = comparison.difference(first, second)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert found.basis == "paired bootstrap, 60 patients"
+    assert comparison.difference(second, first).value == pytest.approx(-expected.value)
+
+
+def test_a_row_marks_what_cannot_be_told_from_the_best(tmp_path, truth):
+    write_run(tmp_path / "best", scores(truth[0], 0.8), truth, settings=config("resnet"))
+    write_run(tmp_path / "near", scores(truth[0], 1.0, seed=1), truth, settings=config("swin"))
+    write_run(tmp_path / "far", scores(truth[0], 9.0), truth, settings=config("vit"))
+    assert comparison.write([tmp_path], tmp_path / "out") == []
+    ((_, n, trivial, best, near, far),) = rows_of(tmp_path / "out")
+    assert n == "120" and trivial == "–"
+    assert best.startswith("**0.9") and best.endswith(")**")
+    assert near.endswith(") ≈") and not far.endswith("≈)") and not far.endswith("≈")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "paired bootstrap, 60 patients" in text
+    assert (tmp_path / "out" / "figures" / "1_1_roc.png").is_file() and "figures/1_1_roc.png" in text
+
+
+def test_without_predictions_intervals_are_compared_and_the_mark_says_so(tmp_path, truth):
+    write_run(tmp_path / "best", scores(truth[0], 0.8), truth)
+    write_run(tmp_path / "near", scores(truth[0], 0.82), truth, settings=config("swin"), keep=False)
+    write_run(tmp_path / "far", scores(truth[0], 9.0), truth, settings=config("vit"), keep=False)
+    comparison.write([tmp_path], tmp_path / "out")
+    ((*_, near, far),) = rows_of(tmp_path / "out")
+    assert near.endswith(" (≈)") and not far.endswith("≈)")
+    assert "overlap of intervals" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_other_cases_are_not_paired(tmp_path, truth):
+    labels, patients = truth
+    write_run(tmp_path / "a", scores(labels, 1.0), truth)
+    write_run(tmp_path / "b", scores(labels, 1.1), (labels, patients[::-1].repeat(2)[:120]), settings=config("vit"))
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    assert comparison.difference(*row.entries).basis == "overlap of intervals"
+
+
+def test_predictions_without_an_interval_leave_a_question(tmp_path):
+    for name, value in (("resnet", 0.9), ("vit", 0.8)):
+        found = [Metric("auroc/macro", value, np.nan, np.nan, 50)]
+        write_result(tmp_path / name, found, settings=config(name))
+    comparison.write([tmp_path], tmp_path / "out")
+    assert [row[3:] for row in rows_of(tmp_path / "out")] == [["**0.900**", "0.800 ?"]]
+
+
+def test_seeds_of_one_config_are_one_entry(tmp_path, truth):
+    for seed in (2, 10):
+        write_run(tmp_path / f"seed{seed}", scores(truth[0], 0.8, seed), truth, settings=config(seed=seed))
+    write_run(tmp_path / "again", scores(truth[0], 0.8, 2), truth, settings=config(seed=2))
+    write_run(tmp_path / "other", scores(truth[0], 0.9, 7), truth, settings=config("vit"))
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    several, single = row.entries
+    assert [one.run.about["seed"] for one in several.scored] == [2, 10] and len(single.scored) == 1
+    values = [one.value for one in several.scored]
+    comparison.write([tmp_path], tmp_path / "out")
+    shown = rows_of(tmp_path / "out")[0][3]
+    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} (n = 2)" in shown
+    draws = comparison._paired_draws([*several.scored, *single.scored])
+    expected = np.percentile(draws[:2].mean(0) - draws[2], 2.5)
+    assert comparison.difference(several, single).low == pytest.approx(expected)
+
+
+def test_configs_of_one_model_are_named_by_what_differs(tmp_path):
+    found = [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)]
+    for steps in (100, 20):
+        write_result(tmp_path / f"run{steps}", found, settings=config(steps=steps))
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    assert [entry.label for entry in row.entries] == ["resnet 18 + pooled, steps 20", "resnet 18 + pooled, steps 100"]
+    write_result(tmp_path / "run20", found, settings=config(steps=20, a=1, b=2))
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    assert [entry.label for entry in row.entries] == ["resnet 18 + pooled, run20", "resnet 18 + pooled, run100"]
+
+
+def test_phantom_and_real_never_share_a_row(tmp_path):
+    found = [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)]
+    write_result(tmp_path / "real", found)
+    write_result(tmp_path / "phantom", found, settings=config(phantom={"chestxray14": {"count": 9}}), phantom=True)
+    comparison.write([tmp_path], tmp_path / "out")
+    real, phantom = rows_of(tmp_path / "out")
+    assert real[0] == "chestxray14" and phantom[0] == "PHANTOM chestxray14, count 9"
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "### PHANTOM phantom" in text and "**Phantom data: these figures say nothing" in text
+
+
+def test_figures_that_are_undefined_are_dashes(tmp_path):
+    nothing = [Metric("auroc/macro", np.nan, np.nan, np.nan, 0, "no positives")]
+    write_result(tmp_path / "nan", nothing)
+    write_result(tmp_path / "also", nothing, settings=config("vit"))
+    comparison.write([tmp_path], tmp_path / "out")
+    assert rows_of(tmp_path / "out") == [["chestxray14", "0", "–", "–", "–"]]
+    write_result(tmp_path / "also", [Metric("auroc/macro", 0.8, 0.7, 0.9, 5)], settings=config("vit"))
+    comparison.write([tmp_path], tmp_path / "out")
+    assert rows_of(tmp_path / "out") == [["chestxray14", "0; 5", "–", "–", "**0.800 (0.700 to 0.900)**"]]
+
+
+def test_of_errors_the_least_is_best_and_the_trivial_score_is_beside(tmp_path):
+    good, worse = Metric("", 7.0, 6.0, 8.0, 50, trivial=9.0), Metric("", 8.5, 7.5, 9.5, 50, trivial=9.0, reader=4.0)
+    good, worse = ([replace(one, name=name) for name in ("mae/macro", "mae/Age")] for one in (good, worse))
+    write_result(tmp_path / "good", good)
+    write_result(tmp_path / "worse", worse, settings=config("vit"))
+    comparison.write([tmp_path], tmp_path / "out")
+    ((_, *cells),) = rows_of(tmp_path / "out")
+    assert cells == ["50", "9.000", "4.000; –", "**7.000 (6.000 to 8.000)**", "8.500 (7.500 to 9.500) (≈) ✗"]
+    assert "lower is better" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_protocol_names_the_headline_figure(tmp_path):
+    found = [Metric(name, value, 0.0, 1.0, 50) for name, value in (("auroc/macro", 0.9), ("cohen_kappa", 0.4))]
+    found.append(Metric("quadratic_weighted_kappa", 0.5, 0.4, 0.6, 50))
+    protocol = protocols.get("eyepacs/kappa")
+    write_result(tmp_path / "a", found, protocol=f"{protocol.name} ({protocol.description}; thresholds from x)")
+    write_result(tmp_path / "b", found, protocol="of an older mediax (gone)")
+    assert [group.metric for group in groups_of(tmp_path)] == ["quadratic_weighted_kappa", "auroc/macro"]
+
+
+def test_detections_are_compared_by_froc(tmp_path):
+    rng = np.random.default_rng(0)
+    true = np.tile(np.float32([0.2, 0.2, 0.5, 0.5]), (20, 2, 1))
+    targets = {"boxes": true, "box_labels": np.zeros((20, 2), int)}
+    targets |= {"box_valid": np.tile([True, False], (20, 1)), "boxes_known": np.arange(20) > 0}
+    found = [Metric("ap/macro", 0.5, 0.4, 0.6, 20)]
+    patients = np.arange(20).astype(str)
+    for name, shift in (("resnet", 0.0), ("vit", 0.5)):
+        boxes = np.stack([true[:, 0] + shift, true[:, 0] + 0.4], 1)
+        predictions = {"boxes": boxes, "scores": rng.random((20, 2)), "labels": np.zeros((20, 2), int)}
+        write_result(tmp_path / name, found, settings=config(name))
+        keep_predictions(tmp_path / name, predictions, targets, patients, found)
+    ((row,),) = [group.rows for group in groups_of(tmp_path)]
+    perfect, blind = comparison._detections({entry.label: entry.scored[0] for entry in row.entries}).values()
+    rate, sensitivity = comparison._froc(perfect, 0.5)
+    assert sensitivity[-1] == 1 and rate[-1] == 1 and (np.diff(rate) >= 0).all()
+    assert comparison._froc(blind, 0.5)[1].max() == 0
+    comparison.write([tmp_path], tmp_path / "out")
+    assert "FROC" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "figures" / "1_1_froc.png").is_file()
+
+
+def test_hostile_names_stay_text(tmp_path, truth):
+    hostile = "<script>alert(1)</script>|a|`b`"
+    settings = config(hostile)
+    for name, noise in (("a", 1.0), ("b <i>|", 1.2)):
+        settings = config(hostile if name == "a" else "vit")
+        command = ("python", f"--workdir={hostile}")
+        write_run(tmp_path / name, scores(truth[0], noise), truth, settings=settings, command=command)
+        (tmp_path / name / "metrics.jsonl").write_text(
+            '{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss": 0.5}\n'
+        )
+    write_result(tmp_path / "c", [Metric("auroc/macro", 0.9, 0.8, 1, 5)], dataset=hostile, protocol=f"{hostile} (x)")
+    comparison.write([tmp_path], tmp_path / "out")
+    parsed = Parsed((tmp_path / "out" / "report.html").read_text())
+    names = {name for name, _ in parsed.tags}
+    assert "script" not in names and "i" not in names and parsed.open == [] and hostile in parsed.text
+    assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in parsed.tags)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert not any("<script>" in line for line in lines if not line.startswith("python"))
+    widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("| ") and "18 + pooled" in line}
+    assert widths <= {5, 6, 7}
+
+
+def test_one_run_is_a_report_with_its_command_and_figures(tmp_path, truth):
+    write_run(tmp_path / "only", scores(truth[0], 1.0), truth, command=("python", "--workdir=a b"))
+    figures.roc(tmp_path / "only" / "roc_test.png", scores(truth[0], 1.0), truth[0], CLASSES)
+    assert command_line.main([str(tmp_path / "only"), f"--out={tmp_path / 'out'}"]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "python '--workdir=a b'" in text and "### only" in text and "difference from the best" not in text
+    copy = tmp_path / "out" / "figures" / "run1_roc_test.png"
+    assert f"figures/{copy.name}" in text and copy.read_bytes() == (tmp_path / "only" / "roc_test.png").read_bytes()
+
+
+def test_incomplete_and_foreign_folders_are_named_and_skipped(tmp_path, capsys):
+    write_result(tmp_path / "runs" / "good", [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)])
+    (tmp_path / "runs" / "unfinished" / "checkpoints").mkdir(parents=True)
+    for name, content in (("foreign", '{"accuracy": 1}'), ("torn", '{"run": '), ("list", "[]")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "results.json").write_text(content)
+    changed = json.loads((tmp_path / "runs" / "good" / "results.json").read_text())
+    changed["results"][0]["metrics"][0]["value"] = "high"
+    (tmp_path / "runs" / "changed").mkdir()
+    (tmp_path / "runs" / "changed" / "results.json").write_text(json.dumps(changed))
+    assert command_line.main([str(tmp_path / "runs"), str(tmp_path / "absent"), f"--out={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 6 and all(line.startswith("mediax: ") for line in said)
+    expected = (
+        "unfinished: found no results.json",
+        "foreign",
+        "torn",
+        "list",
+        "metrics[0].value: found 'high'",
+        "absent",
+    )
+    for words in expected:
+        assert any(words in line for line in said), words
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert "## Left out" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_damaged_predictions_are_named_and_the_run_still_counts(tmp_path, truth):
+    write_run(tmp_path / "a", scores(truth[0], 1.0), truth)
+    path = tmp_path / "a" / "predictions" / "test_findings.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    (problem,) = comparison.write([tmp_path / "a"], tmp_path / "out")
+    assert str(path) in problem and "--mode=evaluate" in problem and len(rows_of(tmp_path / "out")) == 1
+
+
+def test_no_run_at_all_is_an_input_error(tmp_path, capsys):
+    with pytest.raises(InputError, match="no finished run to report on"):
+        comparison.write([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert command_line.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main([f"--out={tmp_path / 'out'}"])
+    assert stopped.value.code == 2
