@@ -330,7 +330,7 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         (
             "evaluations.official",
             EVALUATION | {"stream": "pneumonia", "protocol": "study"},
-            "official.calibrate_on: no evaluation during training is of .* 'study'",
+            "official.calibrate_on: no evaluation of its tasks during training is of .* 'study'",
         ),
         ("evaluations.control.protocol", "study", "control.protocol: 'study' scores studies, but medmnist has none"),
         ("evaluations.test.protocol", "chexpert/images", r"test.protocol: .* needs the classes \['Atelectasis', "),

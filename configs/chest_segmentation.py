@@ -1,8 +1,11 @@
-"""Lungs and heart on chest radiographs, trained on CheXmask's masks: by U-Net, U-Net++, UPerNet or a Swin U-Net.
+"""Structures on chest radiographs: CheXmask, SIIM-ACR and ChestX-Det, by U-Net, U-Net++, UPerNet or a Swin U-Net.
 
-    python -m mediax.main --config=configs/chexmask.py --manual_dir=RAW --workdir=runs/chexmask
+    python -m mediax.main --config=configs/chest_segmentation.py:chexmask,unet --manual_dir=RAW --workdir=runs/chexmask
         --config.backbone.pretrained=resnet50-11ad3fa6.safetensors
-    python -m mediax.main --config=configs/chexmask.py:upernet,phantom --workdir=runs/phantom --data_dir=data
+    python -m mediax.main --config=configs/chest_segmentation.py:siim_acr,upernet,phantom --workdir=runs/phantom
+
+The variant names a dataset (chexmask: lungs and heart; siim_acr: pneumothorax; chestxdet: 13 findings), a model (unet,
+unet_plus_plus, upernet, swin_unet) and, to train on made-up radiographs in minutes on a laptop, `phantom`.
 
 CheXmask's masks are a network's (Gaggion et al., Scientific Data 11, 2024): a figure on them says how well that network
 is imitated, not how well a radiologist is. They are joined to ChestX-ray14, in its official split.
@@ -10,6 +13,16 @@ is imitated, not how well a radiologist is. They are joined to ChestX-ray14, in 
 
 from ml_collections import ConfigDict
 
+DATASETS = {
+    "chexmask": {"build": {"size": 256, "source": "chestxray14"}, "protocol": "chexmask/dice"},
+    "siim_acr": {"build": {"size": 512}, "protocol": "siim_acr/dice", "threshold": "dice"},
+    "chestxdet": {"build": {"size": 512}, "protocol": "chestxdet/segmentation", "threshold": "dice"},
+}
+PHANTOMS = {
+    "chexmask": {"count": 240, "size": 128},
+    "siim_acr": {"count": 240, "test_count": 60, "size": 128},
+    "chestxdet": {"train": 300, "test": 60, "size": 128},
+}
 RESNET_50 = {"name": "resnet", "channels": 1, "options": {"variant": "50", "stem_level": True}}
 SWIN_TINY = {"name": "swin", "channels": 1, "options": {"variant": "tiny", "drop_path": 0.2}}
 MODELS = {
@@ -33,14 +46,17 @@ SMALL_MODELS = {
 }
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    """The variant is a model (default: unet), `phantom` (made-up radiographs, in minutes on a laptop), or both."""
-    words = [word for word in variant.split(",") if word]
-    phantom = "phantom" in words
-    models = [word for word in words if word != "phantom"] or ["unet"]
-    if len(models) != 1 or models[0] not in MODELS:
-        raise ValueError(f"no variant {variant!r}; valid: one of {', '.join(MODELS)}, with `,phantom` or without")
-    backbone, head = (SMALL_MODELS if phantom else MODELS)[models[0]]
+def get_config(variant: str = "chexmask,unet") -> ConfigDict:
+    """The variant is `DATASET,MODEL` or `DATASET,MODEL,phantom`."""
+    words = variant.split(",")
+    phantom = words[-1] == "phantom"
+    if len(words) != 2 + phantom or words[0] not in DATASETS or words[1] not in MODELS:
+        raise ValueError(
+            f"no variant {variant!r}; valid: DATASET,MODEL[,phantom] with one of {', '.join(DATASETS)} and one of "
+            f"{', '.join(MODELS)}"
+        )
+    name, data = words[0], DATASETS[words[0]]
+    backbone, head = (SMALL_MODELS if phantom else MODELS)[words[1]]
     config = ConfigDict()
     config.seed = 0
     config.steps = 20_000
@@ -48,20 +64,26 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate_every = config.checkpoint_every = 2_000
     config.backbone = backbone
     config.streams = {
-        "chexmask": {
-            "dataset": "chexmask",
-            "build": {"size": 256, "source": "chestxray14"},
+        name: {
+            "dataset": name,
+            "build": data["build"],
             "batch_size": 32,
             "transform": (
                 {"name": "random_affine", "rotate": 10, "translate": 0.05, "scale": 0.1, "probability": 0.9},
                 {"name": "random_intensity", "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
             ),
-            "tasks": {"segmentation": {"head": head, "losses": {"cross_entropy": 1.0, "dice": 1.0}}},
+            "tasks": {
+                "segmentation": {
+                    "head": head,
+                    "losses": {"cross_entropy": 1.0, "dice": 1.0},
+                    "threshold": data.get("threshold", 0.5),
+                }
+            },
         }
     }
     config.evaluations = {
-        "validation": {"split": "validation", "during_training": True},
-        "test": {"split": "test"},
+        "validation": {"split": "validation", "protocol": data["protocol"], "during_training": True},
+        "test": {"split": "test", "protocol": data["protocol"]},
     }
     config.best = {"metric": "validation/segmentation/dice/macro", "patience": 5}
     config.optimizer = {
@@ -73,13 +95,13 @@ def get_config(variant: str = "") -> ConfigDict:
     }
     config.precision = "bfloat16"
     config.workers = 8
-    return _phantom(config) if phantom else config
+    return _phantom(config, name) if phantom else config
 
 
-def _phantom(config: ConfigDict) -> ConfigDict:
-    config.phantom = {"chexmask": {"count": 240, "size": 128}}
-    stream = config.streams.chexmask
-    stream.build.size = 128
+def _phantom(config: ConfigDict, name: str) -> ConfigDict:
+    config.phantom = {name: PHANTOMS[name]}
+    stream = config.streams[name]
+    stream.build.size = PHANTOMS[name]["size"]
     stream.batch_size = 8
     stream.transform = ({"name": "random_affine", "rotate": 5, "translate": 0.04, "scale": 0.05, "probability": 0.9},)
     config.steps = 400
