@@ -1,6 +1,7 @@
 """Converts image files: `python -m mediax.convert SOURCE... --to FOLDER --format png|jpg|dcm|tif [--bits 8|16]`.
 
-Values are kept as they are wherever the target can hold them; what is lost or changed is said at the end.
+Values are kept as they are wherever the target can hold them; what is lost or changed is said at the end. With
+`--verify` every file is read back and compared value for value.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def convert(
     *,
     bits: int | None = None,
     rendering: dicom.Rendering | None = None,
+    verify: bool = False,
 ) -> list[str]:
     """Writes one image file in the format of another's suffix.
 
@@ -33,12 +35,13 @@ def convert(
         to theirs; more bits hold the same values.
       rendering: of a DICOM source, as `Dicom.to_unit` explains: "window" shows what a viewer shows, on the target's
         whole range; None keeps the values, counted from the lowest that the file can store, bright high.
+      verify: reads the target back; of a JPEG file it says by how much values differ.
 
     Returns:
       What the target does not hold as the source did, in a few words each.
 
     Raises:
-      InputError: the source cannot be read, or the target cannot hold it or cannot be written.
+      InputError: the source cannot be read, the target cannot hold it or cannot be written, or it reads back otherwise.
     """
     source, target = Path(source), Path(target)
     jpeg = target.suffix == ".jpg"
@@ -54,11 +57,24 @@ def convert(
         changes.append("JPEG is lossy")
     if target.suffix == ".dcm":
         dicom.write(target, pixels, bits=depth, spacing_mm=spacing_mm, uid_source=target.name)
-        return changes
-    if spacing_mm:
-        changes.append(f"{target.suffix} does not hold the pixels' spacing in millimetres")
-    images.write(target, pixels)
+    else:
+        if spacing_mm:
+            changes.append(f"{target.suffix} does not hold the pixels' spacing in millimetres")
+        images.write(target, pixels)
+    if verify:
+        changes.append(_compared(target, pixels))
     return changes
+
+
+def _compared(target: Path, pixels: np.ndarray) -> str:
+    """Says how a file that holds `pixels` reads back; raises InputError if other values come out of a lossless one."""
+    found, *_ = _load(target, None, None)
+    if found.shape == pixels.shape and target.suffix == ".jpg":
+        largest = np.abs(found.astype(int) - pixels.astype(int)).max(initial=0)
+        return f"read back: values differ by {largest} of 255 at most"
+    if found.dtype != pixels.dtype or not np.array_equal(found, pixels):
+        raise InputError(f"{target}: reads back with other values than were written; write it again, on another disk")
+    return "read back: equal value for value"
 
 
 def _load(
@@ -125,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if target == source.resolve():
                     raise InputError(f"{source}: would overwrite itself; choose another folder with --to")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                changes.update(convert(source, target, bits=options.bits, rendering=options.render))
+                changes.update(
+                    convert(source, target, bits=options.bits, rendering=options.render, verify=options.verify)
+                )
                 written[target] = source
             except InputError as error:
                 failed += 1
@@ -150,6 +168,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("window", "full"),
         help="DICOM: as a viewer shows it (window), or the range of the stored bits; default: the stored values",
     )
+    parser.add_argument("--verify", action="store_true", help="reads every file back and compares it value for value")
     options = parser.parse_args(arguments)
     if options.format == "jpg" and options.bits == 16:
         parser.error("--bits 16: JPEG holds 8 bits; choose --format png, tif or dcm")

@@ -28,6 +28,21 @@ def test_there_and_back_without_loss(tmp_path, capsys, pixels, middle):
     assert "1 files written" in output.out and "of 1 files" not in output.out and not output.err
 
 
+def test_files_are_read_back_value_for_value(tmp_path, capsys, monkeypatch):
+    images.write(tmp_path / "a.png", GREY16)
+    for suffix, said in (
+        ("dcm", "equal value for value"),
+        ("png", "equal value for value"),
+        ("jpg", "values differ by"),
+    ):
+        assert _convert(tmp_path / "a.png", "--to", tmp_path / "b", "--format", suffix, "--verify") == 0
+        assert f"1 of 1 files: read back: {said}" in capsys.readouterr().out
+    write = images.write
+    monkeypatch.setattr(images, "write", lambda path, pixels: write(path, pixels ^ 1))
+    assert _convert(tmp_path / "a.png", "--to", tmp_path / "c", "--format", "png", "--verify") == 2
+    assert "a.png: reads back with other values than were written" in capsys.readouterr().err
+
+
 def test_dicom_keeps_its_bits_and_spacing_and_says_what_a_picture_loses(tmp_path, capsys):
     deep = GREY16 >> 4
     dicom.write(tmp_path / "a.dcm", deep, bits=12, spacing_mm=(0.2, 0.1), photometric="MONOCHROME1")
