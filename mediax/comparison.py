@@ -483,8 +483,7 @@ def _table(group: Group) -> Table:
         winner, entries = best(row.entries), {entry.label: entry for entry in row.entries}
         cells = [_cell(entries.get(label), winner) for label in labels]
         rows.append([Cell(_marked(row.label, row.phantom)), counts, *others, *cells])
-    names = {"trivial": "trivial predictor", "reader": "second reader"}
-    return Table(["dataset", "n", *(names[name] for name in beside), *labels], rows)
+    return Table(["dataset", "n", *(report.BESIDE[name] for name in beside), *labels], rows)
 
 
 def _cell(entry: Entry | None, winner: Entry | None) -> Cell:

@@ -114,6 +114,7 @@ def _result(scored: evaluate.Score) -> report.Result:
         protocol=f"{protocol.name} ({protocol.description}; thresholds from {evaluation.calibrate_on})",
         metrics=tuple(scored.metrics),
         phantom=evaluation.phantom,
+        headline=protocol.headline,
     )
 
 

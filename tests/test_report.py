@@ -281,6 +281,26 @@ def test_results_md_reads_well(tmp_path):
     assert not any("Phantom" in line for line in lines)
 
 
+def test_a_protocols_figures_head_the_table_and_what_others_get_stands_beside(tmp_path):
+    found = (
+        Metric("dice/macro", 0.8, 0.7, 0.9, 50, trivial=0.777),
+        Metric("iou/Pneumothorax", 0.6, 0.5, 0.7, 50, trivial=math.nan, reader=0.65),
+        Metric("dice_present/macro", 0.5, 0.4, 0.6, 12, trivial=0.0),
+    )
+    result = Result("test", "siim_acr", "test", "masks", "x", found, False, ("dice_present/macro", "iou/Pneumothorax"))
+    write_results(tmp_path, run={}, results=[result])
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    start = lines.index("| metric | value | 95 % interval | trivial predictor | second reader | n | note |")
+    assert lines[start + 2 : start + 5] == [
+        "| **dice_present/macro** | **0.5000** | 0.4000 to 0.6000 | 0.0000 | – | 12 |  |",
+        "| **iou/Pneumothorax** | **0.6000** | 0.5000 to 0.7000 | – | 0.6500 | 50 |  |",
+        "| dice/macro | 0.8000 | 0.7000 to 0.9000 | 0.7770 | – | 50 |  |",
+    ]
+    assert report.headline(result).startswith(
+        "test (siim_acr test, n=12): dice_present/macro 0.5000 [0.4000, 0.6000], iou"
+    )
+
+
 def test_phantom_results_say_so(tmp_path):
     phantom = Result("test", "chexpert", "test", "findings", "chexpert/official", METRICS[:1], True)
     write_results(tmp_path, run={}, results=[RESULT, phantom])

@@ -25,7 +25,10 @@ from mediax.metrics import Metric
 
 PHANTOM_WARNING = "Phantom data: these figures say nothing about the real dataset"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "numpy")
-FIGURES = ("curves", "samples", "roc", "reliability", "confusion")
+FIGURES = ("curves", "samples", "roc", "reliability", "confusion", "projection")
+
+# What may stand beside a figure, and how it is called.
+BESIDE = {"trivial": "trivial predictor", "reader": "second reader"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Result:
     protocol: str
     metrics: tuple[Metric, ...]
     phantom: bool
+    headline: tuple[str, ...] = ()  # the protocol's own figures, the first of all
 
 
 def write_results(workdir: str | os.PathLike, *, run: Mapping[str, Any], results: Sequence[Result]) -> None:
@@ -68,7 +72,7 @@ def write_results(workdir: str | os.PathLike, *, run: Mapping[str, Any], results
 
 def headline(result: Result) -> str:
     """One line for the console: the first overall figures with their intervals."""
-    overall = [metric for metric in result.metrics if not _of_one_class(metric)][:3]
+    overall = [metric for metric in _ordered(result) if _heads(metric, result)][:3]
     shown = ", ".join(f"{m.name} {m.value:.4f} [{m.low:.4f}, {m.high:.4f}]" for m in overall)
     return f"{result.evaluation} ({result.dataset} {result.split}, n={overall[0].n if overall else 0}): {shown}"
 
@@ -113,35 +117,44 @@ def _section(result: Result) -> list[str]:
     ]
     if not result.metrics:
         return [*lines, "No metrics."]
-    lines += ["| metric | value | 95 % interval | n | note |", "|---|---:|---:|---:|---|"]
-    return lines + [_row(metric, bold=not _of_one_class(metric)) for metric in _ordered(result.metrics)]
+    beside = [field for field in BESIDE if any(getattr(metric, field) is not None for metric in result.metrics)]
+    titles = ["metric", "value", "95 % interval", *(BESIDE[field] for field in beside), "n", "note"]
+    lines += [f"| {' | '.join(titles)} |", f"|---|---:|---:|{'---:|' * len(beside)}---:|---|"]
+    return lines + [_row(metric, beside, bold=_heads(metric, result)) for metric in _ordered(result)]
 
 
-def _of_one_class(metric: Metric) -> bool:
-    return _names_one_class(metric.name)
+def _heads(metric: Metric, result: Result) -> bool:
+    """Whether a figure is the protocol's own, or of all classes where the protocol names none."""
+    return metric.name in result.headline if result.headline else not _names_one_class(metric.name)
 
 
 def _names_one_class(name: str) -> bool:
     return "/" in name and not name.endswith("/macro")
 
 
-def _ordered(metrics: Sequence[Metric]) -> list[Metric]:
-    """Overall figures first, then those of single classes, one metric after the other; otherwise as given."""
+def _ordered(result: Result) -> list[Metric]:
+    """The protocol's figures, overall ones, those of single classes; one metric after the other, otherwise as given."""
     groups: dict[str, list[Metric]] = {}
-    for metric in metrics:
+    for metric in result.metrics:
         groups.setdefault(metric.name.partition("/")[0], []).append(metric)
     grouped = [metric for group in groups.values() for metric in group]
-    return sorted(grouped, key=_of_one_class)
+    ranks = {name: rank for rank, name in enumerate(result.headline)}
+    return sorted(grouped, key=lambda metric: (ranks.get(metric.name, len(ranks)), _names_one_class(metric.name)))
 
 
-def _row(metric: Metric, bold: bool) -> str:
+def _row(metric: Metric, beside: Sequence[str], bold: bool) -> str:
     interval = "" if math.isnan(metric.low) or math.isnan(metric.high) else f"{metric.low:.4f} to {metric.high:.4f}"
     p_value = "" if metric.p_value is None else f"p = {metric.p_value:.3g}"
     note = "; ".join(part for part in (p_value, metric.note) if part)
-    name, value = _cell(metric.name), "–" if math.isnan(metric.value) else f"{metric.value:.4f}"
+    name, value = _cell(metric.name), _shown(metric.value)
     if bold:
         name, value = f"**{name}**", f"**{value}**"
-    return f"| {name} | {value} | {interval} | {metric.n} | {_cell(note)} |"
+    cells = [name, value, interval, *(_shown(getattr(metric, field)) for field in beside), metric.n, _cell(note)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def run_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
