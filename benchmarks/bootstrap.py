@@ -26,7 +26,7 @@ def synthetic_split(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def scikit_learn_figures(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the metrics of `PER_CLASS` but the calibration error, f64[K,7], for row weights f64[N]."""
+    """Returns the metrics of `PER_CLASS` but the calibration error, f64[K,8], for row weights f64[N]."""
     figures = []
     for score, label in zip(scores.T, labels.T):
         known = ~np.isnan(label)
@@ -38,6 +38,7 @@ def scikit_learn_figures(scores: np.ndarray, labels: np.ndarray, weights: np.nda
                 sklearn.metrics.average_precision_score(label, score, **weight),
                 sklearn.metrics.accuracy_score(label, call, **weight),
                 sklearn.metrics.f1_score(label, call, **weight),
+                sklearn.metrics.precision_score(label, call, zero_division=0, **weight),
                 sklearn.metrics.recall_score(label, call, **weight),
                 sklearn.metrics.recall_score(label, call, pos_label=0, **weight),
                 sklearn.metrics.brier_score_loss(label, score, **weight),

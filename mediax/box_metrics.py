@@ -76,6 +76,13 @@ def without_classes(boxes: Boxes, name: str) -> Boxes:
     return Boxes(*merged, boxes.patients, (name,))
 
 
+def with_edge_pixels(boxes: Boxes, pixel: float) -> Boxes:
+    """The same boxes, `pixel` (a fraction of the image) longer and wider: their corners name pixels that are inside."""
+    added = np.array([0, 0, pixel, pixel])
+    longer = [[{**one, "boxes": one["boxes"] + added} for one in images] for images in boxes[:2]]
+    return Boxes(*longer, boxes.patients, boxes.classes)
+
+
 def with_no_finding(boxes: Boxes, name: str) -> Boxes:
     """Adds the class `name` of images without any box, as one box over the whole image, found with 1 - the best score.
 
@@ -120,7 +127,10 @@ def average_precision(
 def voc_average_precision(
     boxes: Boxes, index: Sequence[int], *, iou: float, resamples: int = 1000, seed: int = 0
 ) -> list[metrics.Metric]:
-    """PASCAL VOC's average precision (since 2010: the whole area under the envelope) at an IoU above `iou`."""
+    """PASCAL VOC's average precision (since 2010: the whole area under the envelope) at an IoU above `iou`.
+
+    Detections of equal scores are one point of the curve: no threshold parts them.
+    """
     matched = [match_best(boxes, label, iou) for label in index]
 
     def evaluate(weights: np.ndarray) -> np.ndarray:
@@ -136,18 +146,22 @@ def froc(
     iou: float,
     rates: Sequence[float],
     blend: float = 0.0,
+    reached: bool = False,
+    lower_end: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[metrics.Metric]:
     """Sensitivity at mean false positives per image (`rates`), the image-level AUROC, and with `blend` their mean.
 
-    A detection is a hit if the true box that it overlaps most does so with an IoU above `iou` and was not hit before.
-    Between two operating points the curve is a straight line, past the last it is level; where it rises at a rate, the
-    upper end counts. The score of an image is that
-    of its best box; it is positive if it has a true box. "froc" is the mean over `rates`; "score", if `blend` is above
-    0, is (1 - blend) * AUROC + blend * the sensitivity at the first rate (NODE21's with 0.25).
+    A detection is a hit if the true box that it overlaps most does so with an IoU above `iou`, with `reached` of `iou`
+    or more, and was not hit before. Every score is an operating point: no threshold parts equal ones. Between two
+    points the curve is a straight line, past the last it is level. Where it rises at a rate the upper end counts; with
+    `lower_end` the lower one, and past the last false positive what had been found before it.
+    The score of an image is that of its best box; it is positive if it has a true box. "froc" is the mean over `rates`;
+    "score", if `blend` is above 0, is (1 - blend) * AUROC + blend * the sensitivity at the first rate (NODE21's with
+    0.25).
     """
-    matched = [match_best(boxes, label, iou) for label in index]
+    matched = [match_best(boxes, label, iou, reached) for label in index]
     images = np.bincount(boxes.patients)
     every = list(index)
     best = [one["scores"][np.isin(one["labels"], every)].max(initial=0.0) for one in boxes.found]
@@ -163,7 +177,9 @@ def froc(
     auroc = metrics.PER_CLASS.index("auroc")
 
     def sensitivities(weights: np.ndarray) -> np.ndarray:
-        values = np.array([[sensitivity(one, row, row @ images, rates) for one in matched] for row in weights])
+        values = np.array(
+            [[sensitivity(one, row, row @ images, rates, lower_end) for one in matched] for row in weights]
+        )
         return np.concatenate([values, values.mean(-1, keepdims=True)], -1)  # [R,K,rates + 1]
 
     results = _per_class(
@@ -182,14 +198,22 @@ def froc(
     return results
 
 
-def sensitivity(one: Matched, weights: np.ndarray, images: float, rates: Sequence[float]) -> np.ndarray:
-    """Sensitivity f[R] at `rates` of false positives per image under patient weights f[P]; NaN without a true box."""
+def sensitivity(
+    one: Matched, weights: np.ndarray, images: float, rates: Sequence[float], lower_end: bool = False
+) -> np.ndarray:
+    """Sensitivity f[R] at `rates` of false positives per image under patient weights f[P]; NaN without a true box.
+
+    See `froc`; where there is no false positive at all, everything found counts.
+    """
     total = weights @ one.true
     if total == 0:
         return np.full(len(rates), np.nan)
-    weight = weights[one.patients]
-    hit = np.append(0, np.cumsum(one.hits[0] * weight)) / total
-    false = np.append(0, np.cumsum(~one.hits[0] * weight)) / images
+    weight, points = weights[one.patients], _points(one)
+    hit = np.append(0, np.cumsum(one.hits[0] * weight)[points]) / total
+    false = np.append(0, np.cumsum(~one.hits[0] * weight)[points]) / images
+    if lower_end and false[-1] > 0:
+        # Of points at one rate np.interp takes the last: in reverse that is the lower one.
+        return np.interp(-np.minimum(rates, false[-1]), -false[::-1], hit[::-1])
     return np.interp(rates, false, hit)
 
 
@@ -224,8 +248,11 @@ def match_coco(boxes: Boxes, label: int) -> Matched:
     return Matched(hits[:, order], scores[order], boxes.patients[owner[order]], _true_of_each(boxes, label))
 
 
-def match_best(boxes: Boxes, label: int, iou: float) -> Matched:
-    """Matches as VOC does: to the true box of the largest IoU, which the first to come takes; later ones miss."""
+def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False) -> Matched:
+    """Matches as VOC does: to the true box of the largest IoU, which the first to come takes; later ones miss.
+
+    That IoU must be above `iou`, with `reached` at least `iou`.
+    """
     hits, scores, owner = [], [], []
     for image, (found, actual) in enumerate(zip(boxes.found, boxes.true)):
         mine, theirs = found["labels"] == label, actual["boxes"][actual["labels"] == label]
@@ -234,7 +261,7 @@ def match_best(boxes: Boxes, label: int, iou: float) -> Matched:
         taken = np.zeros(len(theirs), bool)
         for row in overlap:
             best = row.argmax() if len(row) else -1
-            hit = best >= 0 and row[best] > iou and not taken[best]
+            hit = best >= 0 and (row[best] >= iou if reached else row[best] > iou) and not taken[best]
             if hit:
                 taken[best] = True
             hits.append(hit)
@@ -297,7 +324,7 @@ def _coco_precision(one: Matched, weights: np.ndarray) -> np.ndarray:
     total = weights @ one.true
     if total == 0:
         return np.full(len(IOU_THRESHOLDS), np.nan)
-    recall, precision = _curve(one, weights, total)
+    recall, precision = _curve(one, weights, total, slice(None))
     best_from_here = np.pad(precision, ((0, 0), (0, 1)))  # recalls that are never reached
     places = [np.searchsorted(row, RECALLS, side="left") for row in recall]
     return np.array([best[place].mean() for best, place in zip(best_from_here, places)])
@@ -308,13 +335,20 @@ def _area(one: Matched, weights: np.ndarray) -> float:
     total = weights @ one.true
     if total == 0:
         return np.nan
-    recall, precision = _curve(one, weights, total)
+    recall, precision = _curve(one, weights, total, _points(one))
     return float((np.diff(recall[0], prepend=0) * precision[0]).sum())
 
 
-def _curve(one: Matched, weights: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:
-    """Recall f[T,M] after each detection, and the best precision f[T,M] from there on."""
+def _points(one: Matched) -> np.ndarray:
+    """The last detection of each score, i[points]."""
+    return np.flatnonzero(np.append(np.diff(one.scores), 1)[: len(one.scores)])
+
+
+def _curve(
+    one: Matched, weights: np.ndarray, total: float, points: np.ndarray | slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recall f[T,M] at each of the `points`, detections, and the best precision f[T,M] from there on."""
     weight = weights[one.patients]
     right = np.cumsum(one.hits * weight, axis=1)
-    precision = right / (np.cumsum(weight) + np.spacing(1))
-    return right / total, np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    precision = (right / (np.cumsum(weight) + np.spacing(1)))[:, points]
+    return right[:, points] / total, np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike
 
 from mediax.errors import InputError
 
-PER_CLASS = ("auroc", "average_precision", "accuracy", "f1", "sensitivity", "specificity", "brier", "ece")
+PER_CLASS = ("auroc", "average_precision", "accuracy", "f1", "precision", "sensitivity", "specificity", "brier", "ece")
 OVERALL = ("top1_accuracy", "balanced_accuracy", "cohen_kappa", "quadratic_weighted_kappa")
-NEEDS_POSITIVES = {"auroc", "average_precision", "f1", "sensitivity"}
+NEEDS_POSITIVES = {"auroc", "average_precision", "f1", "precision", "sensitivity"}
 NEEDS_NEGATIVES = {"auroc", "specificity"}
-NEEDS_THRESHOLD = {"accuracy", "f1", "sensitivity", "specificity"}
+NEEDS_THRESHOLD = {"accuracy", "f1", "precision", "sensitivity", "specificity"}
 
 CALIBRATION_BINS = 15
 # A threshold that no probability reaches; it stays above one when a caller stores it as float32.
@@ -63,10 +63,11 @@ def classification(
 ) -> list[Metric]:
     """Returns each metric of `PER_CLASS` by class and as macro mean, then those of `OVERALL` if classes are exclusive.
 
-    AUROC counts ties as one half; average precision is scikit-learn's step-wise sum; a row is called present if its
-    score reaches the threshold. The expected calibration error compares the probability of presence with the observed
-    frequency in 15 equal-width bins, closed above (Naeini et al. 2015, Guo et al. 2017). AUROC, average precision, F1
-    and sensitivity need a positive row, AUROC and specificity a negative one: without it a class is NaN and not in the
+    AUROC counts ties as one half; average precision is scikit-learn's step-wise sum; a class is called present if its
+    score reaches the threshold, one of exclusive classes if it is the predicted one. Precision is 0 where nothing is
+    called. The expected calibration error compares the probability of presence with the observed frequency in 15
+    equal-width bins, closed above (Naeini et al. 2015, Guo et al. 2017). AUROC, average precision, F1, precision and
+    sensitivity need a positive row, AUROC and specificity a negative one: without it a class is NaN and not in the
     macro mean.
 
     The bootstrap draws patients with replacement, the same draw for all classes and metrics, and takes percentiles
@@ -81,6 +82,7 @@ def classification(
       exclusive: rows of `labels` are one-hot, or all NaN, and K >= 2; quadratic weighted kappa takes the order of
         `classes` as the grade; the predicted class is the first of the highest scores.
       thresholds: f[K], chosen on other data; None means 0.5; NaN leaves that class's threshold metrics undefined.
+        Exclusive classes need none.
       resamples: bootstrap draws; 0 computes no interval.
       seed: of the draws.
       valid: bool[N] False on padding rows, which are ignored.
@@ -91,8 +93,8 @@ def classification(
     split = checked_split(scores, labels, classes, groups, valid)
     if exclusive:
         _check_one_hot(split)
-    thresholds = _thresholds(thresholds, split)
-    values, draws = bootstrap(per_class_evaluator(split, thresholds), split.patients, resamples, seed)
+    thresholds = _thresholds(None if exclusive else thresholds, split)
+    values, draws = bootstrap(per_class_evaluator(split, thresholds, exclusive), split.patients, resamples, seed)
     results = []
     for m, metric in enumerate(PER_CLASS):
         reasons = [_undefined(metric, split.labels[:, k], thresholds[k]) for k in range(len(split.classes))]
@@ -114,6 +116,7 @@ def paired_difference(
     metric: str = "auroc",
     *,
     classes: Sequence[str] | None = None,
+    exclusive: bool = False,
     thresholds_a: ArrayLike | None = None,
     thresholds_b: ArrayLike | None = None,
     resamples: int = 1000,
@@ -132,7 +135,7 @@ def paired_difference(
       metric: a name of `PER_CLASS` or `OVERALL`.
       classes: K names for the note; None numbers them.
       thresholds_a, thresholds_b: f[K] of each run, as in `classification`.
-      labels, groups, resamples, seed, valid: as in `classification`.
+      labels, groups, exclusive, resamples, seed, valid: as in `classification`.
 
     Raises:
       InputError: as `classification`, and for an unknown metric.
@@ -144,8 +147,12 @@ def paired_difference(
     name = f"{metric}/difference"
     if metric in PER_CLASS:
         m = PER_CLASS.index(metric)
+        if exclusive:
+            _check_one_hot(a)
+            thresholds_a = thresholds_b = None
         thresholds_a, thresholds_b = _thresholds(thresholds_a, a), _thresholds(thresholds_b, b)
-        first, second = per_class_evaluator(a, thresholds_a), per_class_evaluator(b, thresholds_b)
+        first = per_class_evaluator(a, thresholds_a, exclusive)
+        second = per_class_evaluator(b, thresholds_b, exclusive)
         values, draws = bootstrap(lambda w: (first(w) - second(w))[:, :, m], a.patients, resamples, seed)
         # A sum of thresholds is NaN where either run has none.
         reasons = [_undefined(metric, a.labels[:, k], thresholds_a[k] + thresholds_b[k]) for k in range(len(a.classes))]
@@ -319,25 +326,31 @@ def multiplicities(patients: int, resamples: int, seed: int, chunk: int) -> Iter
         yield weights
 
 
-def per_class_evaluator(split: Split, thresholds: np.ndarray) -> Evaluate:
-    """Returns the function from patient weights f64[R,P] to the metrics of `PER_CLASS`, f64[R,K,8]."""
+def per_class_evaluator(split: Split, thresholds: np.ndarray, exclusive: bool = False) -> Evaluate:
+    """Returns the function from patient weights f64[R,P] to the metrics of `PER_CLASS`, f64[R,K,9].
+
+    What is called is decided by `thresholds` f64[K], NaN for no decision; of `exclusive` classes by the highest score.
+    """
+    called = np.where(np.isnan(thresholds), np.nan, split.scores >= thresholds)
+    if exclusive:
+        called = np.eye(len(split.classes))[split.scores.argmax(axis=1)]
     evaluators = [
-        _class_evaluator(split.scores[:, k], split.labels[:, k], split.patients, threshold)
-        for k, threshold in enumerate(thresholds)
+        _class_evaluator(split.scores[:, k], split.labels[:, k], called[:, k], split.patients)
+        for k in range(len(split.classes))
     ]
     return lambda weights: np.stack([evaluate(weights) for evaluate in evaluators], axis=1)
 
 
-def _class_evaluator(scores: np.ndarray, labels: np.ndarray, patients: np.ndarray, threshold: float) -> Evaluate:
+def _class_evaluator(scores: np.ndarray, labels: np.ndarray, called: np.ndarray, patients: np.ndarray) -> Evaluate:
     rows, cuts = _rank(scores, labels)
     score, label, patient = scores[rows], labels[rows], patients[rows]
     residual = label - score
     edges = np.arange(CALIBRATION_BINS - 1, 0, -1) / CALIBRATION_BINS
-    bins = np.array([0, *_count_from(score, edges, "right"), len(rows)])
-    called = _count_from(score, threshold, "left")
+    bins = np.array([0, *_count_from(score, edges), len(rows)])
+    decisions = np.stack([called[rows] * label, called[rows]], axis=1)
 
     def evaluate(weights: np.ndarray) -> np.ndarray:
-        # The rows stand in falling order of score, so any threshold or bin is a range of a cumulative sum.
+        # The rows stand in falling order of score, so any cut or bin is a range of a cumulative sum.
         weights = weights.take(patient, axis=1)
         present, everything = _cumulative(weights * label), _cumulative(weights)
         positives, total = present[:, -1], everything[:, -1]
@@ -345,7 +358,7 @@ def _class_evaluator(scores: np.ndarray, labels: np.ndarray, patients: np.ndarra
         tp, at = present.take(cuts, axis=1), everything.take(cuts, axis=1)
         gained, fp = np.diff(tp), at - tp
         precision = np.divide(tp, at, out=np.zeros_like(tp), where=at > 0)[:, 1:]
-        hits, calls = present[:, called], everything[:, called]
+        hits, calls = (weights @ decisions).T
         misfit = np.abs(np.diff(_cumulative(weights * residual)[:, bins]))
         with np.errstate(invalid="ignore"):
             figures = {
@@ -353,13 +366,12 @@ def _class_evaluator(scores: np.ndarray, labels: np.ndarray, patients: np.ndarra
                 "average_precision": (gained * precision).sum(axis=1) / positives,
                 "accuracy": (hits + negatives - (calls - hits)) / total,
                 "f1": np.where(positives > 0, 2 * hits, np.nan) / (calls + positives),
+                "precision": np.where(positives > 0, hits, np.nan) / np.where(calls > 0, calls, 1),
                 "sensitivity": hits / positives,
                 "specificity": (negatives - (calls - hits)) / negatives,
                 "brier": (weights * residual**2).sum(axis=1) / total,
                 "ece": misfit.sum(axis=1) / total,
             }
-        if np.isnan(threshold):
-            figures |= {metric: np.full(len(weights), np.nan) for metric in NEEDS_THRESHOLD}
         return np.stack([figures[metric] for metric in PER_CLASS], axis=1)
 
     return evaluate
@@ -407,9 +419,9 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return rows, np.array([0, *changes, len(rows)]) if len(rows) else np.array([0])
 
 
-def _count_from(falling: np.ndarray, bound: ArrayLike, side: str) -> np.ndarray:
-    """Returns how many of the falling scores are at least (side "left") or above (side "right") each bound."""
-    return len(falling) - np.searchsorted(falling[::-1], bound, side=side)
+def _count_from(falling: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Returns how many of the falling scores are above each bound."""
+    return len(falling) - np.searchsorted(falling[::-1], bounds, side="right")
 
 
 def _cumulative(weights: np.ndarray) -> np.ndarray:

@@ -17,6 +17,8 @@ class Protocol:
     `case` is what is scored: `image`, or `study`, whose score is the maximum over its images. `classes` restricts the
     score to those (none = all of the task's). `options` are for the `metrics` of its task. `headline` names the figures
     that head the table, the first of which is the one to compare runs by (none = the task's overall ones).
+    `description` stands over the table; where the official scorer is not public, `source` says so, and a class without
+    a true case is left out of a mean.
     """
 
     name: str
@@ -55,6 +57,10 @@ VINBIGDATA_FINDINGS = (
     "Pulmonary Fibrosis",
 )
 
+TBX11K_DETECTION = (
+    "Liu et al., CVPR 2020 and IEEE TPAMI 2023; pycocotools, the scorer of their challenge not being public"
+)
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -63,7 +69,7 @@ PROTOCOLS = {
         Protocol(
             "chexpert/competition",
             "mean AUROC over five findings, a study is a case: the maximum over its views",
-            "Irvin et al., AAAI 2019 (arXiv:1901.07031), section 3",
+            "Irvin et al., AAAI 2019 (arXiv:1901.07031), and its competition, whose scorer is not public",
             case="study",
             classes=CHEXPERT_COMPETITION,
         ),
@@ -75,37 +81,45 @@ PROTOCOLS = {
         ),
         Protocol(
             "medmnist",
-            "AUROC (mean over classes) and accuracy, every image is a case",
+            "AUROC (mean over classes) and accuracy, every image is a case; of several labels it is the mean accuracy "
+            "at a threshold of 0.5, the task's default",
             "Yang et al., Scientific Data 10, 41 (2023), evaluator of MedMNIST v2",
         ),
         Protocol(
             "chestxray14/official",
             "mean AUROC over the 14 findings, every image is a case; on the official test list",
-            "Wang et al., CVPR 2017 (arXiv:1705.02315); the lists of the NIH release",
+            "Wang et al., CVPR 2017 (arXiv:1705.02315); the lists of the NIH release; the mean is the custom of later "
+            "work",
             headline=("auroc/macro",),
         ),
         Protocol(
             "mimic_cxr/official",
-            "mean AUROC over all annotated findings, every image is a case; on the official test split",
-            "Johnson et al., MIMIC-CXR-JPG (arXiv:1901.07042)",
+            "mean AUROC over all annotated findings, every image is a case; on the official test split; which views "
+            "and which uncertain labels count are options of the dataset",
+            "the split of MIMIC-CXR-JPG, Johnson et al. (arXiv:1901.07042); the score is the custom of later work",
             headline=("auroc/macro",),
         ),
         Protocol(
             "vindr/global",
-            "mean AUROC over the six diagnoses of whole images",
-            "Nguyen et al., Scientific Data 9, 429 (2022); Ark's label list",
+            "mean AUROC over the six diagnoses of whole images, every image is a case",
+            "Nguyen et al., Scientific Data 9, 429 (2022); the six labels as in Ark (github.com/jlianglab/Ark)",
             classes=VINDR_DIAGNOSES,
             headline=("auroc/macro",),
         ),
         Protocol(
             "tbx11k/classification",
-            "accuracy and AUROC of healthy, sick without tuberculosis, tuberculosis",
-            "Liu et al., CVPR 2020; the figures of its table 4",
-            headline=("top1_accuracy", "auroc/Tuberculosis", "sensitivity/Tuberculosis", "specificity/Tuberculosis"),
+            "accuracy over healthy, sick without tuberculosis, tuberculosis; AUROC, sensitivity and specificity of "
+            "tuberculosis; mean precision and sensitivity of the three; an image is called what scores highest",
+            "Liu et al., CVPR 2020 and IEEE TPAMI 2023, the columns of their tables (accuracy, AUC, sensitivity, "
+            "specificity, AP, AR); the scorer of their challenge is not public",
+            headline=(
+                *("top1_accuracy", "auroc/Tuberculosis", "sensitivity/Tuberculosis", "specificity/Tuberculosis"),
+                *("precision/macro", "sensitivity/macro"),
+            ),
         ),
         Protocol(
             "eyepacs/kappa",
-            "quadratic weighted kappa of the five grades, every eye is a case",
+            "quadratic weighted kappa of the five grades, every image of an eye is a case",
             "Kaggle, Diabetic Retinopathy Detection (2015)",
             headline=("quadratic_weighted_kappa",),
         ),
@@ -119,98 +133,125 @@ PROTOCOLS = {
         Protocol(
             "tbx11k/all",
             "COCO's AP and AP50 of each kind of tuberculosis, on all images",
-            "Liu et al., CVPR 2020",
+            TBX11K_DETECTION,
             options={"scoring": "coco"},
             headline=("ap50/macro", "ap/macro"),
         ),
         Protocol(
             "tbx11k/all_agnostic",
             "COCO's AP and AP50 of tuberculosis of any kind, on all images",
-            "Liu et al., CVPR 2020",
+            TBX11K_DETECTION,
             options={"scoring": "coco", "agnostic": True},
             headline=("ap50/macro", "ap/macro"),
         ),
         Protocol(
             "tbx11k/tuberculosis",
             "COCO's AP and AP50 of each kind of tuberculosis, on the images that have a box",
-            "Liu et al., CVPR 2020",
+            TBX11K_DETECTION,
             options={"scoring": "coco", "annotated_only": True},
             headline=("ap50/macro", "ap/macro"),
         ),
         Protocol(
             "tbx11k/tuberculosis_agnostic",
             "COCO's AP and AP50 of tuberculosis of any kind, on the images that have a box",
-            "Liu et al., CVPR 2020",
+            TBX11K_DETECTION,
             options={"scoring": "coco", "annotated_only": True, "agnostic": True},
             headline=("ap50/macro", "ap/macro"),
         ),
         Protocol(
             "node21/detection",
-            "0.75 x AUROC of images + 0.25 x sensitivity at 0.25 false positives per image; a hit has an IoU above 0.2",
-            "Sogancioglu et al., arXiv:2401.02192, and public re-implementations of the challenge's score",
+            "0.75 x AUROC of images + 0.25 x sensitivity at 0.25 false positives per image; a hit has an IoU above "
+            "0.2, the curve is straight between its points",
+            "Sogancioglu et al., IEEE TMI 43(8), 2024 (arXiv:2401.02192); weights, rate and IoU as in the public code "
+            "of participants, which reads the curve in several ways; the challenge's own scorer is not public",
             options={"scoring": "froc", "iou": 0.2, "rates": (0.25, 0.125, 0.5, 1.0, 2.0, 4.0, 8.0), "blend": 0.25},
             headline=("score", "image_auroc", "sensitivity@0.25/macro"),
         ),
         Protocol(
             "vinbigdata/kaggle",
-            "mean average precision of PASCAL VOC 2010 at an IoU above 0.4, over 14 findings and No Finding",
-            "Kaggle, VinBigData Chest X-ray Abnormalities Detection (2021)",
+            "mean average precision of PASCAL VOC 2010 at an IoU above 0.4, over 14 findings and No Finding, which is "
+            "one box over an image without any other, found with 1 - the best score of the image",
+            "Kaggle, VinBigData Chest X-ray Abnormalities Detection (2021), by the words of its evaluation page: its "
+            "scorer is not public",
             classes=VINBIGDATA_FINDINGS,
             options={"scoring": "voc", "iou": 0.4, "no_finding": "No Finding"},
             headline=("ap@0.4/macro",),
         ),
         Protocol(
             "chestxdet/froc",
-            "sensitivity at 0.05, 0.1 and 0.2 false positives per image; a hit has an IoU above 0.5",
-            "Liu et al., ChestX-Det10 (arXiv:2006.10550), its eval.py",
-            options={"scoring": "froc", "iou": 0.5, "rates": (0.05, 0.1, 0.2)},
+            "sensitivity at 0.05, 0.1 and 0.2 false positives per image, the mean over findings; a hit has an IoU of "
+            "0.5 or more, of boxes whose corners name pixels of 1024 that are inside",
+            "Liu et al., ChestX-Det10 (arXiv:2006.10550), its eval.py, also for ChestX-Det, which has no scorer",
+            options={
+                "scoring": "froc",
+                "iou": 0.5,
+                "rates": (0.05, 0.1, 0.2),
+                "reached": True,
+                "lower_end": True,
+                "edge_pixel": 1 / 1024,
+            },
             headline=("froc/macro", "sensitivity@0.1/macro"),
         ),
         Protocol(
             "chestxdet/segmentation",
-            "IoU and Dice of each finding, the mean over images",
-            "Lian et al., IEEE TMI 40 (2021) (arXiv:2104.10326)",
+            "IoU and Dice of each finding, the mean over images; an image without the finding has 1 if none is called, "
+            "else 0",
+            "mediax, on the masks of Lian et al., IEEE TMI 40 (2021) (arXiv:2104.10326), who publish no scorer",
             headline=("iou/macro", "dice/macro", "dice_present/macro"),
         ),
         Protocol(
             "siim_acr/dice",
-            "mean Dice of images; where there is no pneumothorax an empty mask has 1, any other 0",
-            "Kaggle, SIIM-ACR Pneumothorax Segmentation (2019): to predict nothing scores the share of healthy images, "
-            "about 0.777 in its training set",
+            "mean Dice of images; where there is no pneumothorax an empty mask has 1, any other 0, so that to predict "
+            "nothing scores the share of healthy images, about 0.777 in the training set; masks are compared in the "
+            "size of the built images, in the challenge they have 1024 x 1024 pixels",
+            "Kaggle, SIIM-ACR Pneumothorax Segmentation (2019), by the words of its evaluation page",
             headline=("dice/macro", "dice_present/macro"),
         ),
         Protocol(
             "chexmask/dice",
-            "mean Dice and IoU of each organ; which masks count is the dataset's option rca",
-            "Gaggion et al., Scientific Data 11, 511 (2024)",
+            "mean Dice and IoU of each organ over images; which masks count is the dataset's option min_rca, 0.7",
+            "mediax, on the masks of Gaggion et al., Scientific Data 11, 511 (2024), who advise a mean Dice RCA of 0.7",
             headline=("dice/macro", "iou/macro"),
         ),
         Protocol(
             "organs",
-            "mean IoU and Dice of each organ",
-            "JSRT's miniJSRT exercises",
+            "mean IoU and Dice of each organ over images",
+            "mediax, on the masks of JSRT's miniJSRT exercises, which come without a scorer",
             headline=("iou/macro", "dice/macro"),
         ),
         Protocol(
             "vessels",
             "all pixels inside the field of view together: F1, AUROC, sensitivity, specificity, accuracy; the first "
-            "reader is the truth, the second is shown beside",
-            "Staal et al., IEEE TMI 23 (2004)",
+            "reader is the truth, the second is shown beside; the AUROC joins the points of the thresholds that were "
+            "tried",
+            "Staal et al., IEEE TMI 23 (2004); F1 as in later work",
             options={"pooled": True},
             headline=("pixel_f1/macro", "pixel_auroc/macro", "pixel_sensitivity/macro", "pixel_specificity/macro"),
         ),
         Protocol(
             "drishti_gs",
-            "Dice of disc and cup at the agreement of three of four experts, error of the vertical cup-to-disc ratio",
-            "Sivaswamy et al., ISBI 2014",
+            "Dice (their F-score) of disc and cup at the agreement of three of four experts, error of the vertical "
+            "cup-to-disc ratio",
+            "Sivaswamy et al., ISBI 2014, but for their distance of boundaries",
             options={"ratio": ("Optic Cup", "Optic Disc")},
             headline=("dice/Optic Disc", "dice/Optic Cup", "ratio_error/macro"),
         ),
         Protocol(
             "drions_db",
             "Dice and IoU of the disc against the first expert, the second is shown beside",
-            "Carmona et al., Artificial Intelligence in Medicine 43 (2008)",
+            "mediax, on the outlines of Carmona et al., Artificial Intelligence in Medicine 43 (2008); Dice as in "
+            "later work (Maninis et al., MICCAI 2016)",
             headline=("dice/macro", "iou/macro"),
+        ),
+        Protocol(
+            "fire",
+            "area under the success-rate curve, 0 to 25 pixels of the images' 2912: the share of pairs whose points "
+            "are off by less on average; of much overlap (S), little overlap (P), anatomical change (A), the mean of "
+            "the three, and of all pairs; P37, whose points are wrong, is left out",
+            "Hernandez-Matas et al., Journal for Modeling in Ophthalmology 1(4), 2017; the mean of three and the pair "
+            "that is left out: Liu et al., SuperRetina, ECCV 2022 (arXiv:2207.07932), and their public scorer",
+            options={"categories": ("S", "P", "A"), "size": (2912, 2912)},
+            headline=("auc/macro", "auc/S", "auc/P", "auc/A", "auc", "error"),
         ),
     )
 }

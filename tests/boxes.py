@@ -26,3 +26,29 @@ def split(images=12, seed=0):
         "labels": np.where(rng.random((images, 8)) < 0.8, np.tile(targets["box_labels"], 2), 1),
     }
     return predictions, targets
+
+
+def on_pixels(images=60, seed=0, frame=1024):
+    """Boxes whose corners are whole pixels of a `frame`, as fractions of it, and detections of five classes.
+
+    The first two are found often, with many false alarms, the third is called rarely, the fourth found without fault,
+    the fifth never called. A detection of the second covers half of a true box.
+    """
+    predictions, targets = split(images, seed)
+    rng = np.random.default_rng(seed)
+    targets["box_labels"] = rng.integers(0, 5, (images, 4))
+    targets["boxes_known"][:] = True
+    labels = predictions["labels"] = np.tile(targets["box_labels"], 2)
+    for arrays in (predictions, targets):
+        arrays["boxes"] = np.round(arrays["boxes"] * (frame - 1) * 0.9)
+    never = np.concatenate([~targets["box_valid"], np.ones((images, 4), bool)], 1)
+    scores = np.where(predictions["scores"] > 0, predictions["scores"], rng.random((images, 8)))
+    scores[((labels == 2) & (scores < 0.93)) | ((labels == 3) & never) | (labels == 4)] = 0
+    predictions["boxes"][:, :4][labels[:, :4] == 3] = targets["boxes"][labels[:, :4] == 3]
+    targets["boxes"][0, 0], predictions["boxes"][0, 0] = [20, 10, 29, 29], [20, 10, 29, 19]
+    targets["box_valid"][0, 0], scores[0, 0] = True, 0.999
+    targets["box_labels"][0, 0] = labels[0, 0] = 1
+    predictions["scores"] = scores.astype(np.float32)
+    for arrays in (predictions, targets):
+        arrays["boxes"] = (arrays["boxes"] / frame).astype(np.float32)
+    return predictions, targets

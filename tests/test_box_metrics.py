@@ -1,4 +1,7 @@
-"""Metrics of boxes: COCO's against pycocotools, FROC against ChestX-Det10's scorer, VOC's and the rest by hand."""
+"""Metrics of boxes: masks in them against pycocotools, FROC against ChestX-Det10's scorer, VOC's and the rest by hand.
+
+What the protocols make of them is in test_protocols.py.
+"""
 
 import contextlib
 import io
@@ -20,21 +23,6 @@ def values(metrics):
     return {metric.name: metric.value for metric in metrics}
 
 
-def by_pycocotools(predictions, targets, rows):
-    """AP, AP50 and AP75 of all classes together, by pycocotools from its matching to its summary."""
-    annotations = {"true": [], "called": []}
-    for image, row in enumerate(rows):
-        for box, label, valid in zip(*(targets[name][row] for name in ("boxes", "box_labels", "box_valid"))):
-            if valid:
-                one = box_metrics._annotation(len(annotations["true"]), image, box)
-                annotations["true"].append(one | {"category_id": int(label)})
-        for box, label, score in zip(*(predictions[name][row] for name in ("boxes", "labels", "scores"))):
-            if score > 0:
-                one = box_metrics._annotation(len(annotations["called"]), image, box)
-                annotations["called"].append(one | {"category_id": int(label), "score": float(score)})
-    return summary(annotations, len(rows), "bbox")
-
-
 def summary(annotations, images, kind):
     with contextlib.redirect_stdout(io.StringIO()):
         sets = [box_metrics._coco(each, images) for each in annotations.values()]
@@ -47,15 +35,6 @@ def summary(annotations, images, kind):
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation.stats[:3]
-
-
-def test_average_precision_equals_pycocotools():
-    predictions, targets = split()
-    boxes = box_metrics.gather(predictions, targets, CLASSES, None)
-    found = values(box_metrics.average_precision(boxes, range(3), resamples=0))
-    expected = by_pycocotools(predictions, targets, np.flatnonzero(targets["boxes_known"]))
-    np.testing.assert_allclose([found[f"{name}/macro"] for name in ("ap", "ap50", "ap75")], expected, rtol=1e-9)
-    assert 0.05 < found["ap/macro"] < found["ap50/macro"] < 1 and np.isnan(found["ap/Fracture"])
 
 
 def pixels(box, size=64):
@@ -145,21 +124,6 @@ def test_voc_average_precision_by_hand():
     ] == pytest.approx(1)
 
 
-def test_no_finding_is_a_class_of_images_without_a_box():
-    predictions, targets = split()
-    targets["boxes_known"][:] = True
-    targets["box_valid"][:5] = False
-    boxes = box_metrics.with_no_finding(box_metrics.gather(predictions, targets, CLASSES, None), "No Finding")
-    assert boxes.classes == (*CLASSES, "No Finding")
-    found = values(box_metrics.voc_average_precision(boxes, range(4), iou=0.4, resamples=0))
-    scores = 1 - np.where(predictions["scores"] > 0, predictions["scores"], 0).max(1)
-    empty = ~targets["box_valid"].any(1)
-    order = np.argsort(-scores, kind="stable")
-    hits = empty[order]
-    precision = np.maximum.accumulate((np.cumsum(hits) / np.arange(1, 13))[::-1])[::-1]
-    assert found["ap@0.4/No Finding"] == pytest.approx((precision * hits).sum() / empty.sum())
-
-
 def test_froc_blends_the_auroc_of_images_and_the_first_sensitivity():
     predictions, targets = split(images=40)
     targets["boxes_known"][:] = True
@@ -171,19 +135,6 @@ def test_froc_blends_the_auroc_of_images_and_the_first_sensitivity():
     assert found["image_auroc"] == pytest.approx(auroc)
     assert found["score"] == pytest.approx(0.75 * auroc + 0.25 * found["sensitivity@0.25/macro"])
     assert found["froc/macro"] == pytest.approx((found["sensitivity@0.25/macro"] + found["sensitivity@1/macro"]) / 2)
-
-
-def test_agnostic_scoring_forgets_the_classes_and_annotated_only_the_other_images():
-    predictions, targets = split()
-    targets["box_valid"][:4] = False
-    boxes = box_metrics.gather(predictions, targets, CLASSES, None, annotated_only=True)
-    assert len(boxes.true) == 8 and all(len(one["labels"]) for one in boxes.true)
-    merged = box_metrics.without_classes(boxes, "any")
-    again = dict(predictions, labels=np.zeros_like(predictions["labels"]))
-    same = box_metrics.gather(again, targets | {"box_labels": np.zeros((12, 4), int)}, ("any",), None)
-    found = values(box_metrics.average_precision(merged, [0], resamples=0))
-    kept = box_metrics.Boxes(same.found[3:], same.true[3:], np.arange(8), ("any",))
-    assert found == values(box_metrics.average_precision(kept, [0], resamples=0))
 
 
 @pytest.mark.parametrize("boxes", [0, 1])

@@ -45,11 +45,11 @@ def calibration_error(label, score, weight, bins=15):
     return error
 
 
-def per_class_reference(label, score, weight, threshold=0.5):
+def per_class_reference(label, score, weight, threshold=0.5, call=None):
     """scikit-learn's figures of one class, in the order of PER_CLASS."""
     known = ~np.isnan(label) & (weight > 0)
+    call = (score >= threshold if call is None else call)[known]
     label, score, weight = label[known], score[known], weight[known]
-    call = score >= threshold
     weighted = {"sample_weight": weight}
     (tn, fp), (fn, tp) = reference.confusion_matrix(label, call, labels=[0, 1], **weighted)
     return [
@@ -57,6 +57,7 @@ def per_class_reference(label, score, weight, threshold=0.5):
         reference.average_precision_score(label, score, **weighted),
         reference.accuracy_score(label, call, **weighted),
         reference.f1_score(label, call, **weighted),
+        reference.precision_score(label, call, zero_division=0, **weighted),
         tp / (tp + fn),
         tn / (tn + fp),
         reference.brier_score_loss(label, score, **weighted),
@@ -132,6 +133,23 @@ def test_exclusive_values_equal_sklearn_and_leave_out_unknown_rows():
     assert all(metric.n == 250 and metric.low < metric.value < metric.high for metric in found)
 
 
+def test_exclusive_classes_are_called_by_the_highest_score():
+    scores, labels, groups = one_hot()
+    labels[:40] = np.nan
+    assert (scores.max(axis=1) < 0.5).sum() > 20  # where a threshold of 0.5 would call nothing
+    calls = np.eye(4, dtype=bool)[scores.argmax(axis=1)]
+    results = named(metrics.classification(scores, labels, list("0123"), groups, exclusive=True, resamples=0))
+    expected = [per_class_reference(labels[:, k], scores[:, k], np.ones(300), call=calls[:, k]) for k in range(4)]
+    for m, metric in enumerate(metrics.PER_CLASS):
+        close([results[f"{metric}/{k}"].value for k in range(4)], [row[m] for row in expected])
+    close(results["sensitivity/macro"].value, results["balanced_accuracy"].value)
+    other, _, _ = one_hot(seed=1)
+    others = named(metrics.classification(other, labels, list("0123"), groups, exclusive=True, resamples=0))
+    for metric in ("precision", "sensitivity"):
+        found = metrics.paired_difference(scores, other, labels, groups, metric, exclusive=True, resamples=5)
+        close(found.value, results[f"{metric}/macro"].value - others[f"{metric}/macro"].value)
+
+
 def test_two_exclusive_classes_have_one_auroc():
     scores, labels, _ = one_hot(classes=2)
     results = named(metrics.classification(scores, labels, ["benign", "malignant"], exclusive=True, resamples=0))
@@ -180,7 +198,7 @@ def test_class_without_positives_is_undefined_and_not_in_the_macro():
     scores, labels, groups = example(unknown=0)
     labels[:, 1] = 0
     results = named(metrics.classification(scores, labels, CLASSES, groups, resamples=20))
-    for metric in ("auroc", "average_precision", "f1", "sensitivity"):
+    for metric in ("auroc", "average_precision", "f1", "precision", "sensitivity"):
         found = results[f"{metric}/Effusion"]
         assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
         assert found.note == "no positives in this split: undefined, left out of the macro mean"
@@ -233,7 +251,7 @@ def test_unknown_class_and_empty_split():
         assert results[f"{metric}/macro"].note == "left out: Fracture (no known label in this split)"
     with warnings.catch_warnings(action="error"):
         empty = metrics.classification(np.zeros((0, 3)), np.zeros((0, 3)), CLASSES, [], exclusive=True)
-    assert len(empty) == 8 * 4 + 4
+    assert len(empty) == len(metrics.PER_CLASS) * 4 + 4
     assert all(math.isnan(found.value) and found.n == 0 and "no known label" in found.note for found in empty)
 
 
@@ -362,6 +380,27 @@ def test_paired_difference_is_the_difference_of_the_macro_means():
     swapped = metrics.paired_difference(worse, scores, labels, groups)
     close([swapped.value, swapped.low, swapped.high], [-found.value, -found.high, -found.low])
     assert swapped.p_value == found.p_value
+
+
+def test_paired_difference_draws_the_same_patients_for_both_runs():
+    scores, labels, groups = example(rows=90, unknown=0.1)
+    other = 0.85 * scores + 0.15 * np.random.default_rng(9).random(scores.shape)
+    patients, generator, draws = list(dict.fromkeys(groups.tolist())), np.random.default_rng(5), []
+    for _ in range(40):
+        drawn = generator.integers(len(patients), size=len(patients))
+        rows = np.concatenate([np.flatnonzero(groups == patients[one]) for one in drawn])
+        known = ~np.isnan(labels[rows])
+        first, second = (
+            np.mean(
+                [reference.roc_auc_score(labels[rows][known[:, k], k], run[rows][known[:, k], k]) for k in range(3)]
+            )
+            for run in (scores, other)
+        )
+        draws.append(first - second)
+    found = metrics.paired_difference(scores, other, labels, groups, resamples=40, seed=5)
+    close([found.low, found.high], np.percentile(draws, [2.5, 97.5]))
+    below, above = (np.array(draws) <= 0).sum(), (np.array(draws) >= 0).sum()
+    assert below and above and found.p_value == pytest.approx(min(1, 2 * (min(below, above) + 1) / 41))
 
 
 def test_paired_difference_of_a_run_with_itself_is_zero():

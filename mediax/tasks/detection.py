@@ -134,17 +134,23 @@ class Task:
         no_finding: str = "",
         rates: Sequence[float] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
         blend: float = 0.0,
+        reached: bool = False,
+        lower_end: bool = False,
+        edge_pixel: float = 0.0,
     ) -> list[metrics.Metric]:
         """Scores the boxes on the images whose boxes are known; see `box_metrics` for each scoring.
 
         "coco" gives AP, AP50 and AP75 of each class and their mean, and where the head finds masks theirs too
         ("mask_ap"); "voc" the average precision at an IoU above `iou`; "froc" the sensitivity at `rates` of false
-        positives per image and the AUROC of images, with `blend` both in one. `agnostic` scores all classes as one,
-        `annotated_only` leaves images without a true box out, `no_finding` names a class of such images.
+        positives per image and the AUROC of images, with `blend` both in one; `reached` and `lower_end` choose its
+        rules. `agnostic` scores all classes as one, `annotated_only` leaves images without a true box out, `no_finding`
+        names a class of such images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
         """
         gather = partial(box_metrics.gather, annotated_only=annotated_only)
         boxes = gather(predictions, targets, self.box_classes, groups)
         index = [self.box_classes.index(name) for name in classes or self.box_classes]
+        if edge_pixel:
+            boxes = box_metrics.with_edge_pixels(boxes, edge_pixel)
         if agnostic:
             boxes, index = box_metrics.without_classes(boxes, "any"), [0]
         if no_finding:
@@ -154,7 +160,8 @@ class Task:
         if scoring == "voc":
             return box_metrics.voc_average_precision(boxes, index, iou=iou, **options)
         if scoring == "froc":
-            return box_metrics.froc(boxes, index, iou=iou, rates=rates, blend=blend, **options)
+            options |= {"rates": rates, "blend": blend, "reached": reached, "lower_end": lower_end}
+            return box_metrics.froc(boxes, index, iou=iou, **options)
         results = box_metrics.average_precision(boxes, index, **options)
         if "mask_iou" in predictions:
             known = targets | {"boxes_known": targets["masks_known"]}
