@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mediax import png
 from mediax.errors import CorruptImageError, InputError
 from mediax.files import replace_file
 
@@ -23,6 +24,7 @@ SUFFIXES = (
     *(".mha", ".mhd", ".dcm", ".dicom"),
 )
 TIFF_BITS_PER_SAMPLE = 258
+CACHED = 2**17  # f32 numbers that the second cache of a core holds
 METAIMAGE_TYPES = {
     "MET_UCHAR": "u1",
     "MET_CHAR": "i1",
@@ -312,8 +314,13 @@ def _block_means(pixels: np.ndarray, height: int, width: int, blocks: tuple[int,
     """What cv2.INTER_AREA gives, in half its time: 1024 pixels become 320 as 64 blocks of 16 that become 5 each."""
     rows = _area_weights(pixels.shape[0] // blocks[0], height // blocks[0])
     columns = _area_weights(pixels.shape[1] // blocks[1], width // blocks[1])
-    values = pixels.reshape(blocks[0], rows.shape[1], pixels.shape[1]).astype(np.float32)
-    means = (rows @ values).reshape(-1, columns.shape[1]) @ columns.T
+    values = pixels.reshape(blocks[0], rows.shape[1], pixels.shape[1])
+    means = np.empty((blocks[0], rows.shape[0] * blocks[1], columns.shape[0]), np.float32)
+    at_once = max(1, CACHED // values[0].size)
+    for first in range(0, blocks[0], at_once):
+        few = slice(first, first + at_once)
+        narrow = (rows @ values[few].astype(np.float32)).reshape(-1, rows.shape[0] * blocks[1], columns.shape[1])
+        np.matmul(narrow, columns.T, out=means[few])
     return np.rint(means, out=means).astype(pixels.dtype).reshape(height, width, 1)
 
 
@@ -359,7 +366,7 @@ def _read_picture(data: bytes) -> np.ndarray:
 
 def _read_png(data: bytes, image: Image.Image) -> np.ndarray:
     """Decodes a PNG file in grey or colour with OpenCV, which is faster than Pillow and refuses any damage."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(png.unpacked(data), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         image.load()  # Pillow says what is wrong
         raise ValueError("a checksum is wrong, or its last chunk (IEND) is missing: it is damaged or truncated")

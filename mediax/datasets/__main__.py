@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mediax import builder, catalog, overlap, verification
+from mediax import builder, catalog, memory, overlap, verification
 from mediax.errors import InputError
 from mediax.files import replace_file
 
@@ -327,4 +327,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     sys.exit(main())

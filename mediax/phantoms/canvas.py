@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import cv2
 import numpy as np
@@ -61,34 +61,49 @@ class Canvas:
         """Distance f32[H,W] in mm to the nearest pixel outside of a bool mask."""
         return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3) * np.float32(self.spacing)
 
-    def resample(self, image: np.ndarray, source: "Canvas") -> np.ndarray:
-        """An image f32 on another canvas, interpolated linearly on this one; the edge value outside of it."""
-        to_source = _square(source.matrix) @ np.linalg.inv(_square(self.matrix))
-        # cv2 counts from pixel centres, the matrices from pixel edges.
-        to_source[:2, 2] += to_source[:2, :2] @ (0.5, 0.5) - 0.5
+    def map_to(self, other: "Canvas") -> np.ndarray:
+        """f64[2,3] from this canvas's (x, y) to another's, counted from pixel centres as cv2 does."""
+        to_other = _square(other.matrix) @ np.linalg.inv(_square(self.matrix))
+        to_other[:2, 2] += to_other[:2, :2] @ (0.5, 0.5) - 0.5
+        return to_other[:2]
+
+    def resample(self, image: np.ndarray, to_source: np.ndarray) -> np.ndarray:
+        """An image f32 on the canvas that `map_to` leads to, interpolated linearly; its edge value outside of it."""
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(image, to_source[:2], self.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(image, to_source, self.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
     def _vertices(self, shapes, inset: float = 0.0) -> list[np.ndarray]:
         """Shapes f[N,2] in mm, any N, -> i32[N,2] as cv2 takes them; closed ones can shrink by `inset` pixels."""
         if not len(shapes):
             return []
-        points = self.pixels(np.concatenate(shapes))
-        bounds = np.cumsum([0, *map(len, shapes)])
+        lengths = tuple(map(len, shapes))
+        # A row of x and a row of y: numpy is slow on axes as short as a point.
+        points = self.matrix[:, :2] @ np.concatenate(shapes).T + self.matrix[:, 2:]
         if inset:
-            points = points - inset * _outward(points, bounds)
-        vertices = np.rint((points - 0.5) * (1 << FRACTION_BITS)).astype(np.int32)
-        return [vertices[start:end] for start, end in pairwise(bounds.tolist())]
+            points -= inset * _outward(points, lengths)
+        vertices = np.empty((points.shape[1], 2), np.int32)
+        vertices[:] = np.rint((points - 0.5) * (1 << FRACTION_BITS)).T
+        return [vertices[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
 
 
-def _outward(points: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Unit normals f64[N,2] of closed polygons that lie one after another between `bounds`."""
-    following, preceding = np.arange(1, len(points) + 1), np.arange(-1, len(points) - 1)
-    following[bounds[1:] - 1], preceding[bounds[:-1]] = bounds[:-1], bounds[1:] - 1
-    (x, y), (next_x, next_y) = points.T, points[following].T
-    turns = np.sign(np.add.reduceat(x * next_y - next_x * y, bounds[:-1]))
-    along = (points[following] - points[preceding]) * np.repeat(turns, np.diff(bounds))[:, None]
-    return along[:, ::-1] * (1, -1) / (np.sqrt((along**2).sum(axis=1, keepdims=True)) + 1e-9)
+def _outward(points: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
+    """Unit normals f64[2,N] of closed polygons of `lengths` points f64[2,N] that lie one after another."""
+    starts, preceding, following = _neighbours(lengths)
+    (x, y), ahead = points, points[:, following]
+    area = np.add.reduceat(x * ahead[1] - ahead[0] * y, starts)
+    across = (ahead - points[:, preceding])[::-1]
+    across[1] *= -1
+    return across * (np.repeat(np.sign(area), lengths) / (np.sqrt((across**2).sum(axis=0)) + 1e-9))
+
+
+@lru_cache(maxsize=1024)
+def _neighbours(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where closed polygons start that lie one after another, and each point's neighbours before and behind it."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    following, preceding = np.arange(1, ends[-1] + 1), np.arange(-1, ends[-1] - 1)
+    following[ends - 1], preceding[starts] = starts, ends - 1
+    return starts, preceding, following
 
 
 def _square(matrix: np.ndarray) -> np.ndarray:
@@ -142,7 +157,13 @@ def edges(ribbons: np.ndarray) -> np.ndarray:
 
 def ellipse(centre, radii, angle: float = 0.0, samples: int = 40) -> np.ndarray:
     """Closed ellipses f64[...,N,2]: centres (x, y) f[...,2], radii along and across the angle in radians."""
-    turn = np.linspace(0, 2 * np.pi, samples, endpoint=False)
-    x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    cosine, sine = _turn(samples)
+    x, y = radii[0] * cosine, radii[1] * sine
     outline = np.column_stack([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)])
     return np.asarray(centre, float)[..., None, :] + outline
+
+
+@lru_cache(maxsize=16)
+def _turn(samples: int) -> tuple[np.ndarray, np.ndarray]:
+    angle = np.linspace(0, 2 * np.pi, samples, endpoint=False)
+    return np.cos(angle), np.sin(angle)

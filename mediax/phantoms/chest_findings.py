@@ -148,8 +148,8 @@ def edema(scene: FrontalScene, rng: np.random.Generator, severity: float) -> lis
     lesions = []
     for side, sign in SIDES.items():
         centre = anatomy.fit((sign * 58, 132))
-        reach = np.hypot((x - centre[0]) / 52, (y - centre[1]) / 78) / size
-        haze = np.exp(-0.5 * (reach / 0.75) ** 4) * (1 + cloud)
+        squared_reach = (((x - centre[0]) / 52) ** 2 + ((y - centre[1]) / 78) ** 2) / (0.75 * size) ** 2
+        haze = np.exp(-0.5 * squared_reach**2) * (1 + cloud)
         ramp = scene.project(haze.clip(0).astype(np.float32)) * scene.field[side]
         lines = _septal_lines(scene, rng, sign) * scene.field[side]
         opacity = (0.14 + 0.3 * severity) * ramp * scene.air + (0.2 + 0.3 * severity) * lines

@@ -2,12 +2,11 @@
 
 from functools import cached_property
 
-import cv2
 import numpy as np
 
 from mediax.phantoms.canvas import Canvas, edges, ellipse, ribbon
 from mediax.phantoms.chest_anatomy import SIDES, FrontalAnatomy
-from mediax.phantoms.chest_scene import Lesion, Scene, rounded
+from mediax.phantoms.chest_scene import Lesion, Scene, largest_part, rounded
 
 # Opacity (the natural logarithm of the weakening) of the whole trunk, and what each part adds or takes.
 TRUNK, AIR = 3.7, 2.25
@@ -92,7 +91,8 @@ class FrontalScene(Scene):
         """Anatomy bool[H,W] by name."""
         anatomy, canvas = self.anatomy, self.canvas
         heart = self.heart_cover > 0.5
-        masks = {f"{side} Lung": _largest_region(self.field[side] > 0.5) for side in SIDES}
+        # Heart and dome enclose a few pixels that no reader calls lung.
+        masks = {f"{side} Lung": largest_part(self.field[side] > 0.5) for side in SIDES}
         masks["Heart"] = heart
         masks["Mediastinum"] = (self.mediastinum_cover > 0.5) | heart
         masks |= {name: cover > 0.5 for name, cover in self.clavicle_covers.items()}
@@ -198,9 +198,3 @@ class FrontalScene(Scene):
         for lesion in lesions:
             total += lesion.opacity
         return np.maximum(total, 0, out=total)
-
-
-def _largest_region(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of bool[H,W]: heart and dome enclose a few pixels that no reader calls lung."""
-    count, regions, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return mask if count < 3 else regions == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()

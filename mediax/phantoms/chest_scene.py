@@ -31,9 +31,8 @@ def visible_extent(ramp: np.ndarray) -> np.ndarray:
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a bool mask."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    sizes = stats[1:, cv2.CC_STAT_AREA]
-    return labels == 1 + np.argmax(sizes) if len(sizes) else mask
+    count, parts = cv2.connectedComponents(mask.view(np.uint8))
+    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count > 2 else mask
 
 
 def rounded(canvas: Canvas, cover: np.ndarray, depth: float) -> np.ndarray:
@@ -55,7 +54,11 @@ class Scene:
 
     def project(self, image: np.ndarray) -> np.ndarray:
         """A map on the frame -> on the canvas."""
-        return self.canvas.resample(image, self.frame)
+        return self.canvas.resample(image, self._to_frame)
+
+    @cached_property
+    def _to_frame(self) -> np.ndarray:
+        return self.canvas.map_to(self.frame)
 
     @cached_property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
