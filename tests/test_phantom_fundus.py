@@ -227,6 +227,26 @@ def test_the_second_reader_disagrees_a_little():
     assert mean["Field of View"] == mean["Fovea"] == 1
 
 
+def test_the_first_reader_errs_as_much_as_asked():
+    photo = photograph(3, size=(584, 565), field_of_view_degrees=45)
+    exact, field = photo.masks["Vessels"], photo.masks["Field of View"]
+    readings = {error: fundus.first_reader(photo.masks, 3, error) for error in (0, 0.25, 1)}
+    np.testing.assert_array_equal(readings[0]["Vessels"], exact)
+    agreement = [dice(exact, reading["Vessels"]) for reading in readings.values()]
+    second = fundus.second_reader(photo.masks, 3)["Vessels"]
+    assert agreement[0] == 1 > agreement[1] > 0.93 > 0.88 > agreement[2] > 0.72
+    for error in (0.25, 1):
+        reading = readings[error]
+        assert not (reading["Vessels"] & ~field).any() and (reading["Vessels"] != second).any()
+        np.testing.assert_array_equal(reading["Vessels"], reading["Arteries"] | reading["Veins"])
+        np.testing.assert_array_equal(reading["Vessels"], fundus.first_reader(photo.masks, 3, error)["Vessels"])
+        for name in ("Optic Disc", "Fovea"):
+            np.testing.assert_array_equal(reading[name], photo.masks[name])
+    for error in (-0.1, 1.1):
+        with pytest.raises(InputError, match=f"first_reader_error: found {error}, expected a number from 0 to 1"):
+            fundus.first_reader(photo.masks, 3, error)
+
+
 def test_the_soft_map_is_a_share_of_experts():
     cup = photograph(3, size=256, aim="disc", field_of_view_degrees=30).masks["Optic Cup"]
     soft = fundus.soft_map(cup, "Optic Cup", seed=1, experts=4)

@@ -89,7 +89,16 @@ def read(record: Mapping[str, Any], *, reader: Literal[1, 2] = 1) -> dict[str, A
     return photographs.read_masks(record, reader=reader)
 
 
-def phantom(root: Path, *, seed: int = 0, children: int | None = None, size: int = 160, workers: int = 1) -> None:
+def phantom(
+    root: Path,
+    *,
+    seed: int = 0,
+    children: int | None = None,
+    size: int = 160,
+    workers: int = 1,
+    difficulty: float = 0.0,
+    first_reader_error: float = 0.0,
+) -> None:
     """Writes generated photographs of left and right eyes under `root`, laid out as CHASE_DB1 is.
 
     Args:
@@ -97,20 +106,24 @@ def phantom(root: Path, *, seed: int = 0, children: int | None = None, size: int
       children: how many, evenly spread; None is all 14.
       size: height of the images in pixels; 960 in the dataset.
       workers: threads; the result does not depend on their number.
+      difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
+      first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     keys = [f"{number:02d}{side}" for number in photographs.spread(range(1, 15), children) for side in "LR"]
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
-        second = fundus.second_reader(photograph.masks, photographs.seed_of(seed, key))
+        number = photographs.seed_of(seed, key)
+        first = fundus.first_reader(photograph.masks, number, first_reader_error)
+        second = fundus.second_reader(photograph.masks, number)
         photographs.write(Path(root) / f"Image_{key}.jpg", photograph.image)
-        photographs.write(Path(root) / f"Image_{key}_1stHO.png", photograph.masks["Vessels"])
+        photographs.write(Path(root) / f"Image_{key}_1stHO.png", first["Vessels"])
         photographs.write(Path(root) / f"Image_{key}_2ndHO.png", second["Vessels"])
 
 
-def phantom_photograph(seed: int, key: str, size: int) -> fundus.Fundus:
+def phantom_photograph(seed: int, key: str, size: int, difficulty: float = 0.0) -> fundus.Fundus:
     """One eye of a child with the proportions of the dataset's images; both eyes are the same child's."""
     person = fundus.sample_person(photographs.seed_of(seed, key[:2]), age=10)
     side = {"L": "left", "R": "right"}[key[2]]
     shape = (size, round(size * 999 / 960))
-    eye = {"person": person, "side": side, "aim": "disc", "field_of_view_degrees": 30}
+    eye = {"person": person, "side": side, "aim": "disc", "field_of_view_degrees": 30, "difficulty": difficulty}
     return fundus.photograph(photographs.seed_of(seed, key), size=shape, **eye)

@@ -95,6 +95,8 @@ def phantom(
     release: Literal["current", "old"] = "old",
     size: int = 146,
     workers: int = 1,
+    difficulty: float = 0.0,
+    first_reader_error: float = 0.0,
 ) -> None:
     """Writes generated photographs under `root`, laid out as DRIVE is.
 
@@ -104,25 +106,28 @@ def phantom(
       release: "old" has masks of the test images, "current" has none.
       size: height of the images in pixels; 584 in the dataset.
       workers: threads; the result does not depend on their number.
+      difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
+      first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     if release not in PHANTOM_RELEASES:
         raise InputError(f"drive: release={release!r}: {catalog.suggestion(release, PHANTOM_RELEASES)}")
     keys = photographs.spread(TRAIN, images) + photographs.spread(TEST, images)
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
         split = "training" if key in TRAIN else "test"
-        folder, name, vessels = Path(root) / split, f"{key}_{split}", photograph.masks["Vessels"]
+        folder, name, number = Path(root) / split, f"{key}_{split}", photographs.seed_of(seed, key)
         photographs.write(folder / "images" / f"{name}.tif", photograph.image)
         photographs.write(folder / "mask" / f"{name}_mask.gif", photographs.white(photograph.masks["Field of View"]))
         if split == "training" or release == "old":
-            photographs.write(folder / "1st_manual" / f"{key}_manual1.gif", photographs.white(vessels))
+            first = fundus.first_reader(photograph.masks, number, first_reader_error)["Vessels"]
+            photographs.write(folder / "1st_manual" / f"{key}_manual1.gif", photographs.white(first))
         if split == "test" and release == "old":
-            second = fundus.second_reader(photograph.masks, photographs.seed_of(seed, key))["Vessels"]
+            second = fundus.second_reader(photograph.masks, number)["Vessels"]
             photographs.write(folder / "2nd_manual" / f"{key}_manual2.gif", photographs.white(second))
 
 
-def phantom_photograph(seed: int, key: str, size: int) -> fundus.Fundus:
+def phantom_photograph(seed: int, key: str, size: int, difficulty: float = 0.0) -> fundus.Fundus:
     """One photograph with the proportions of the dataset's."""
-    return fundus.photograph(
-        photographs.seed_of(seed, key), size=(size, round(size * 565 / 584)), field_of_view_degrees=45
-    )
+    shape = (size, round(size * 565 / 584))
+    number = photographs.seed_of(seed, key)
+    return fundus.photograph(number, size=shape, field_of_view_degrees=45, difficulty=difficulty)

@@ -97,6 +97,8 @@ def phantom(
     layout: Literal["all", "groups"] = "all",
     size: int = 128,
     workers: int = 1,
+    difficulty: float = 0.0,
+    first_reader_error: float = 0.0,
 ) -> None:
     """Writes generated photographs under `root`, laid out as HRF is; the diabetic and glaucomatous ones show it.
 
@@ -106,11 +108,13 @@ def phantom(
       layout: "all" is that of all.zip, "groups" that of the archives of single groups, without fields of view.
       size: height of the images in pixels; 2336 in the dataset.
       workers: threads; the result does not depend on their number.
+      difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
+      first_reader_error: 0 to 1, how far the first reader errs as a share of `fundus.second_reader`; 0 is exact.
     """
     if layout not in PHANTOM_LAYOUTS:
         raise InputError(f"hrf: layout={layout!r}: {catalog.suggestion(layout, PHANTOM_LAYOUTS)}")
     keys = photographs.spread(NAMES, images)
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
         group = key.split("_")[1]
         pictures, masks = ("images", "manual1")
@@ -118,15 +122,16 @@ def phantom(
             pictures, masks = PHANTOM_FOLDERS[group], f"{PHANTOM_FOLDERS[group]}_manualsegm"
         ending = "JPG" if group == "dr" else "jpg"
         photographs.write(Path(root) / pictures / f"{key}.{ending}", photograph.image)
-        photographs.write(Path(root) / masks / f"{key}.tif", photographs.white(photograph.masks["Vessels"]))
+        first = fundus.first_reader(photograph.masks, photographs.seed_of(seed, key), first_reader_error)
+        photographs.write(Path(root) / masks / f"{key}.tif", photographs.white(first["Vessels"]))
         if layout == "all":
             colour = np.repeat(photographs.white(photograph.masks["Field of View"])[..., None], 3, axis=2)
             photographs.write(Path(root) / "mask" / f"{key}_mask.tif", colour)
 
 
-def phantom_photograph(seed: int, key: str, size: int) -> fundus.Fundus:
+def phantom_photograph(seed: int, key: str, size: int, difficulty: float = 0.0) -> fundus.Fundus:
     """One photograph with the proportions of the dataset's and the disease of its group."""
     number = photographs.seed_of(seed, key)
     disease = {"h": {}, "dr": {"grade": 2 + number % 3}, "g": {"cup_to_disc": 0.75}}[key.split("_")[1]]
     shape = (size, round(size * 3504 / 2336))
-    return fundus.photograph(number, size=shape, field_of_view_degrees=60, **disease)
+    return fundus.photograph(number, size=shape, field_of_view_degrees=60, difficulty=difficulty, **disease)

@@ -88,7 +88,15 @@ def read(record: Mapping[str, Any], *, reader: Literal[1, 2] = 1) -> dict[str, A
 
 
 def phantom(
-    root: Path, *, seed: int = 0, images: int | None = None, zipped: bool = True, size: int = 151, workers: int = 1
+    root: Path,
+    *,
+    seed: int = 0,
+    images: int | None = None,
+    zipped: bool = True,
+    size: int = 151,
+    workers: int = 1,
+    difficulty: float = 0.0,
+    first_reader_error: float = 0.0,
 ) -> None:
     """Writes generated photographs under `root`, laid out as STARE's vessel subset is.
 
@@ -98,20 +106,24 @@ def phantom(
       zipped: False writes the files as they are after gunzip.
       size: height of the images in pixels; 605 in the dataset.
       workers: threads; the result does not depend on their number.
+      difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
+      first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     keys = photographs.spread(IMAGES, images)
     ending = "ppm.gz" if zipped else "ppm"
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
-        second = fundus.second_reader(photograph.masks, photographs.seed_of(seed, key))
+        number = photographs.seed_of(seed, key)
+        first = fundus.first_reader(photograph.masks, number, first_reader_error)
+        second = fundus.second_reader(photograph.masks, number)
         photographs.write(Path(root) / f"{key}.{ending}", photograph.image)
         # Grey levels, so PGM inside, whatever the name says.
-        photographs.write(Path(root) / f"{key}.ah.{ending}", photographs.white(photograph.masks["Vessels"]))
+        photographs.write(Path(root) / f"{key}.ah.{ending}", photographs.white(first["Vessels"]))
         photographs.write(Path(root) / f"{key}.vk.{ending}", photographs.white(second["Vessels"]))
 
 
-def phantom_photograph(seed: int, key: str, size: int) -> fundus.Fundus:
+def phantom_photograph(seed: int, key: str, size: int, difficulty: float = 0.0) -> fundus.Fundus:
     """One photograph with the proportions of the dataset's."""
-    return fundus.photograph(
-        photographs.seed_of(seed, key), size=(size, round(size * 700 / 605)), field_of_view_degrees=35
-    )
+    shape = (size, round(size * 700 / 605))
+    number = photographs.seed_of(seed, key)
+    return fundus.photograph(number, size=shape, field_of_view_degrees=35, difficulty=difficulty)

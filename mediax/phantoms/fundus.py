@@ -10,10 +10,10 @@ from mediax.phantoms.fundus_camera import AIMS, Camera, sample_camera
 from mediax.phantoms.fundus_lesions import GRADES, KINDS, Lesion, grade_of, sample_lesions
 from mediax.phantoms.fundus_pair import CATEGORIES, Pair, Transform, pair
 from mediax.phantoms.fundus_photograph import Fundus, photograph
-from mediax.phantoms.fundus_readers import second_reader, soft_map
+from mediax.phantoms.fundus_readers import first_reader, second_reader, soft_map
 
 __all__ = [
     "AIMS", "CATEGORIES", "GRADES", "KINDS", "SIDES", "Camera", "Fundus", "Lesion", "Pair", "Person", "Transform",
-    "grade_of", "pair", "photograph", "sample_camera", "sample_cup_to_disc", "sample_lesions", "sample_person",
-    "second_reader", "soft_map",
+    "first_reader", "grade_of", "pair", "photograph", "sample_camera", "sample_cup_to_disc", "sample_lesions",
+    "sample_person", "second_reader", "soft_map",
 ]  # fmt: skip

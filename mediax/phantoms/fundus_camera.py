@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from mediax.errors import InputError
-from mediax.phantoms.fundus_view import View, plane_radius
+from mediax.phantoms.fundus_view import View, plane_radius, tinted
 
 AIMS = ("macula", "disc")
 
@@ -112,16 +112,16 @@ def develop(
     """
     field = field_of_view(camera, view.shape)
     light = view.blur(light, camera.blur + 0.022 * difficulty)
-    light = light * _illumination(view.shape, camera, exposure, difficulty)[..., None]
+    light = light * tinted(_illumination(view.shape, camera, exposure, difficulty))
     haze = np.array([0.75, 0.5, 0.32], np.float32) * (exposure.haze + 0.12 * difficulty)
-    light = light * (1 - haze) + haze * 0.75
-    light = 0.5 * (light / 0.5) ** np.float32(camera.contrast) * np.array(camera.gains, np.float32)
+    light = cv2.transform(light, np.column_stack([np.diag(1 - haze), haze * 0.75]))
+    light = cv2.transform((light / 0.5) ** np.float32(camera.contrast), 0.5 * np.diag(camera.gains))
     light[~field] = 0.008
     grain = rng.standard_normal(light.shape, dtype=np.float32)
     if min(view.shape) > 400:  # the mosaic filter of the sensor makes neighbours alike
         grain = 1.5 * cv2.GaussianBlur(grain, (3, 3), 0.7)
     strength = np.float32((camera.noise + 7 * difficulty) / 255)
-    light += grain * strength * (0.35 + 0.65 * field[..., None])
+    light += grain * tinted(strength * (0.35 + 0.65 * field.astype(np.float32)))
     image = np.rint(np.clip(light, 0, 1) * 255).astype(np.uint8)
     return (image if camera.quality is None else _compressed(image, camera.quality)), field
 

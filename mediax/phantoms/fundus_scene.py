@@ -10,7 +10,7 @@ from mediax.phantoms import fundus_lesions as lesions_of
 from mediax.phantoms.canvas import smooth
 from mediax.phantoms.fundus_anatomy import Eye, round_outline, unit_circle
 from mediax.phantoms.fundus_lesions import MIDDLE, Lesion
-from mediax.phantoms.fundus_view import Lines, View
+from mediax.phantoms.fundus_view import Lines, View, tinted
 
 FRAME_CORNER, FRAME_SIZE, FRAME_SPACING = (-12.0, -12.0), (27.0, 24.0), 0.1  # mm of the map that smooth layers cover
 KINDS = {"Arteries": "artery", "Veins": "vein"}
@@ -138,10 +138,10 @@ class Scene:
             depth = 1 - np.exp(-width / 0.035)
             depth *= 1 - 0.72 * self.faintness * np.exp(-((width / 0.07) ** 2))
             column = self.view.blur(lines.draw(depth, layers=((1.0, 0.65), (0.6, 1.0))), 0.012)
-            light *= np.exp(-column[..., None] * BLOOD[kind])
+            light *= np.exp(tinted(-column, BLOOD[kind]))
             reflex = lines.draw(np.clip((width - 0.04) / 0.06, 0, 1), layers=((0.26, 1.0),))
-            reflex = (self.view.blur(reflex, 0.01) * (1 - self._disc_cover))[..., None]
-            light += reflex * light * (0.5 if kind == "artery" else 0.22)
+            reflex = self.view.blur(reflex, 0.01) * (1 - self._disc_cover)
+            light += tinted(reflex) * light * (0.5 if kind == "artery" else 0.22)
 
     @cached_property
     def _disc_cover(self) -> np.ndarray:
@@ -202,12 +202,12 @@ class Scene:
             + 0.5 * np.exp(-((reach / 0.38) ** 2))
             + 0.22 * np.exp(-((reach / 2.4) ** 2))
         )
-        light = base * np.exp(-melanin[..., None] * MELANIN - macula[..., None] * MACULAR_PIGMENT)
-        sheen = self._nerve_fibres(x, y, rng)
-        light += sheen[..., None] * _colour(0.10, 0.16, 0.13)
+        light = np.exp(tinted(-melanin, MELANIN) - tinted(macula, MACULAR_PIGMENT))
+        light = cv2.transform(light, np.diag(base))
+        light += tinted(self._nerve_fibres(x, y, rng), _colour(0.10, 0.16, 0.13))
         youth = float(np.clip(1 - person.age / 70, 0, 1))
-        light += (0.02 + 0.08 * youth) * np.exp(-((reach / 0.06) ** 2))[..., None]  # the pit's reflex
-        return light.astype(np.float32)
+        light += tinted((0.02 + 0.08 * youth) * np.exp(-((reach / 0.06) ** 2)))  # the pit's reflex
+        return light
 
     def _nerve_fibres(self, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The sheen of the nerve fibres f32[h,w]: striped bundles above and below the disc."""

@@ -158,6 +158,11 @@ class Lines:
         return _averaged(fine, self.view.shape[::-1])
 
 
+def tinted(layer: np.ndarray, colour=(1, 1, 1)) -> np.ndarray:
+    """f32[H,W,3]: f32[H,W] times a colour f[3]; numpy itself is slow where the last axis is as short as this."""
+    return cv2.merge([layer * np.float32(share) for share in colour])
+
+
 def _fill(fine: np.ndarray, vertices: np.ndarray, value: int) -> None:
     cv2.fillPoly(fine, [vertices], value, cv2.LINE_8, SHIFT_BITS)
 
