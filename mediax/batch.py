@@ -37,6 +37,11 @@ FIELDS: dict[str, Field] = {
     "keypoints": Field("float32", ("B", "P", "2"), "y, x as fractions of the image", "NaN"),
     "moving": Field("float32", ("B", "H", "W", "C"), "the image to be registered onto `image`", "absent"),
     "moving_keypoints": Field("float32", ("B", "P", "2"), "the same points in `moving`", "NaN"),
+    "category": Field(
+        "int32", ("B",), "what kind of pair `image` and `moving` are, as the dataset numbers them", "absent"
+    ),
+    "second_view": Field("float32", ("B", "H", "W", "C"), "another random view of what `image` shows", "absent"),
+    "patient": Field("int32", ("B",), "a number of the patient, by which the device tells patients apart", "absent"),
     "field_of_view": Field("uint8", ("B", "H", "W"), "1 where the camera saw the retina", "1 everywhere"),
     "spacing_mm": Field("float32", ("B", "2"), "pixel spacing in mm (row, column)", "NaN"),
 }

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from mediax.catalog import suggestion
 from mediax.errors import InputError
+
+KINDS = ("params", "batch_stats")  # of what a part holds
 
 
 class Checkpoints:
@@ -70,6 +75,38 @@ class Checkpoints:
         if step is None:
             raise InputError(f"{self.folder}: no checkpoint")
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+
+    def part(self, name: str) -> dict[tuple[str | int, ...], np.ndarray]:
+        """Reads one part of the newest checkpoint as evaluations see it (the moving averages, if they are kept).
+
+        Returns the arrays by path, params and batch statistics together, on the host and as they were saved, whatever
+        devices they were on. Raises InputError if there is no checkpoint, or no such part in it.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise InputError(f"{self.folder}: no checkpoint")
+        folder = self.folder / str(step) / "state"
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            saved = handler.metadata(epath.Path(folder)).tree
+            kept = {"ema": saved["ema"]} if saved.get("ema") else {kind: saved[kind] for kind in KINDS}
+            wanted = {kind: {name: parts[name]} for kind, parts in kept.items() if name in parts}
+            if not wanted:
+                raise InputError(f"{folder}: has no part {name!r}; {suggestion(name, saved['params'])}")
+            restored = handler.restore(
+                epath.Path(folder),
+                args=ocp.args.PyTreeRestore(
+                    item=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted),
+                    restore_args=jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
+                    partial_restore=True,
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: the checkpoint cannot be read ({_first_line(error)})") from error
+        trees = restored["ema"][name] if "ema" in restored else {kind: restored[kind].get(name) for kind in restored}
+        leaves = [leaf for tree in trees.values() for leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        # Orbax writes the index of a layer as text.
+        return {tuple(int(k.key) if k.key.isdigit() else k.key for k in path): array for path, array in leaves}
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""

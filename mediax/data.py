@@ -23,14 +23,26 @@ Read = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Example(grain.transforms.RandomMap):
-    """One record, read, transformed and padded to `max_boxes` boxes: record -> fields of the schema."""
+    """One record, read, transformed and padded to `max_boxes` boxes: record -> fields of the schema.
+
+    With the pipeline `second` the image goes through that one as well, and becomes `second_view`; `patient` then says
+    on the device which rows show the same patient.
+    """
 
     read: Read
     pipeline: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
     max_boxes: int
+    second: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return pad_boxes(self.pipeline(self.read(record), rng), self.max_boxes)
+        example = self.read(record)
+        fields = pad_boxes(self.pipeline(example, rng), self.max_boxes)
+        if self.second is None:
+            return fields
+        seen = {name: example[name] for name in ("image", "field_of_view") if name in example}
+        # Equal on every process; that two patients of a batch share a number is next to impossible.
+        patient = zlib.crc32(str(example["patient_id"]).encode()) & 0x7FFFFFFF
+        return fields | {"second_view": self.second(seen, rng)["image"], "patient": np.int32(patient)}
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,16 @@ class BatchTransform(grain.transforms.RandomMap):
         return self.pipeline(batch, rng)
 
 
-class PermutedLabels:
-    """A source whose labels were dealt out anew: what a model learns from it, it learns from a leak.
+# What an image is and how it was taken; the other fields of an example are what somebody says about it.
+IMAGE_FIELDS = ("image", "moving", "field_of_view", "spacing_mm", *HOST_FIELDS)
 
-    Row i keeps its image and takes every label-like field of row permutation[i].
+
+class PermutedLabels:
+    """A source whose annotations were dealt out anew: what a model learns from it, it learns from a leak.
+
+    Row i keeps its image and takes all annotations of row permutation[i], as they belong together: labels and targets,
+    boxes with their `box_*` fields, masks with what is known of them, keypoints. Boxes and keypoints are fractions of
+    the image and fit any; masks do not. Raises InputError where they have another size than the image.
     """
 
     def __init__(self, source, read: Read, seed: int):
@@ -58,7 +76,16 @@ class PermutedLabels:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         own, other = self.read(self.source[index]), self.read(self.source[int(self.permutation[index])])
-        return other | {name: own[name] for name in ("image", *HOST_FIELDS) if name in own}
+        dealt = {name: value for name, value in other.items() if name not in IMAGE_FIELDS}
+        for name in ("masks", "second_masks"):
+            if name in dealt and dealt[name].shape[:2] != own["image"].shape[:2]:
+                raise InputError(
+                    f"config field permute_labels: {name} of image {other.get('id', '')!r} are "
+                    f"{dealt[name].shape[0]} x {dealt[name].shape[1]} pixels, image {own.get('id', '')!r} that they "
+                    f"are dealt to has {own['image'].shape[0]} x {own['image'].shape[1]}: build the dataset at one "
+                    "size (build.size)"
+                )
+        return dealt | {name: own[name] for name in IMAGE_FIELDS if name in own}
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -74,6 +101,7 @@ def training_batches(
     batch_transform: Sequence[Mapping[str, Any]] = (),
     batch_size: int,
     max_boxes: int = MAX_BOXES,
+    second_view: Sequence[Mapping[str, Any]] = (),
     seed: int,
     position: int = 0,
     workers: int = 0,
@@ -91,7 +119,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat(None)
-        .random_map(Example(read, transforms.build(transform), max_boxes))[index::count]
+        .random_map(_example(read, transform, max_boxes, second_view))[index::count]
         .batch(batch_size // count, drop_remainder=True, batch_fn=_training_batch)
     )
     if batch_transform:
@@ -112,12 +140,13 @@ def evaluation_batches(
     transform: Sequence[Mapping[str, Any]] = (),
     batch_size: int,
     max_boxes: int = MAX_BOXES,
+    second_view: Sequence[Mapping[str, Any]] = (),
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yields every row of `source` exactly once in order; the last batch is padded with rows that are not valid."""
     index, count = process
     rows = -(-batch_size // count)
-    prepare = Example(read, transforms.build(transform), max_boxes)
+    prepare = _example(read, transform, max_boxes, second_view)
     total = -(-len(source) // (rows * count)) * rows * count
 
     def example(row: int) -> dict[str, Any]:
@@ -130,6 +159,13 @@ def evaluation_batches(
 
     dataset = grain.MapDataset.range(0, total, rows * count).map(batch)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def _example(
+    read: Read, transform: Sequence[Mapping[str, Any]], max_boxes: int, second_view: Sequence[Mapping[str, Any]]
+) -> Example:
+    second = transforms.build(second_view) if second_view else None
+    return Example(read, transforms.build(transform), max_boxes, second)
 
 
 def scan_labels(source: Sequence[Any], read: Read) -> np.ndarray:

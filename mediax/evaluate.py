@@ -1,5 +1,6 @@
 """Evaluation: every row of a split exactly once through the model, then the task's metrics under a protocol."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mediax import protocols, sharding
+from mediax import inference, protocols, sharding
 from mediax.batch import HOST_FIELDS, Batch, device_fields
 from mediax.metrics import Metric
 from mediax.model import Model, Tree
@@ -36,6 +37,7 @@ class Evaluation:
     calibrate_on: str
     during_training: bool
     rows: str
+    views: inference.Views = inference.WHOLE
     phantom: bool = False
 
 
@@ -60,11 +62,13 @@ class Score(NamedTuple):
     metrics: list[Metric]
 
 
-def make_predict_step(model: Model, tasks: Mapping[str, Any], mesh: Mesh) -> Callable[..., Tree]:
+def make_predict_step(
+    model: Model, tasks: Mapping[str, Any], mesh: Mesh, views: inference.Views = inference.WHOLE
+) -> Callable[..., Tree]:
     """Builds the jitted step (params, batch_stats, batch) -> predictions, targets and loss sums of each task."""
 
     def predict_step(params: Tree, batch_stats: Tree, batch: Batch) -> Tree:
-        outputs, _ = model.forward(tasks, params, batch_stats, batch, key=jax.random.key(0))
+        outputs = inference.forward(model, tasks, params, batch_stats, batch, views)
         return {
             name: {
                 "predictions": task.predict(outputs[name], batch),
@@ -137,7 +141,7 @@ def _without_pictures(output: Tree) -> Tree:
 
 def make_predict_steps(model: Model, evaluations: Iterable[Evaluation], mesh: Mesh) -> dict[str, Callable[..., Tree]]:
     """Builds one predict step for each set of `rows` that the evaluations see."""
-    return {evaluation.rows: make_predict_step(model, evaluation.tasks, mesh) for evaluation in evaluations}
+    return {each.rows: make_predict_step(model, each.tasks, mesh, each.views) for each in evaluations}
 
 
 def collect_all(
@@ -155,11 +159,12 @@ def collect_all(
 
 
 def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[str, Any]]:
-    """Lets every task fix its thresholds on this split's cases."""
+    """Lets every task fix its thresholds on this split's cases; one that asks for `groups` gets each case's patient."""
     calibration = {}
     for name, task in evaluation.tasks.items():
-        predictions, targets, _ = cases(evaluation, collected, name)
-        calibration[name] = task.calibrate(predictions, targets)
+        predictions, targets, groups = cases(evaluation, collected, name)
+        wanted = {"groups": groups} if "groups" in inspect.signature(task.calibrate).parameters else {}
+        calibration[name] = task.calibrate(predictions, targets, **wanted)
     return calibration
 
 

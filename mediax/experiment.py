@@ -1,5 +1,6 @@
 """The composition root: a config becomes parts, tasks, streams, schedule, optimizer. Only this file reads its keys."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,12 +23,13 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from mediax import builder, catalog, data, optimizer, pretrained, protocols, schedule, sharding
+from mediax import builder, catalog, data, inference, optimizer, pretrained, protocols, schedule, sharding
 from mediax.batch import MAX_BOXES, Batch
+from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
 from mediax.files import naming_file
-from mediax.model import Model, Tree, part
+from mediax.model import Model, Part, Tree, part
 from mediax.train import Stream, Training
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -41,6 +44,7 @@ STREAM = {
     "batch_size": 32,
     "weight": 1.0,  # share of the steps, for the proportional schedule
     "transform": (),  # random transforms of one example
+    "second_view": (),  # random transforms of another view of the image (contrastive learning); none: no such view
     "batch_transform": (),  # random transforms of a batch (mixup)
     "max_boxes": MAX_BOXES,  # of an image; all are padded to as many, evaluations too
     "tasks": {},  # task name -> {"name": a file of mediax/tasks/, options}
@@ -55,6 +59,9 @@ EVALUATION = {
     "split": "validation",
     "batch_size": 0,  # default: the stream's
     "transform": (),
+    "flips": (),  # mirrored copies that the network sees too: horizontal, vertical, both; outputs are averaged
+    "window": (),  # (height, width): larger images are seen in overlapping windows (default: as a whole)
+    "overlap": 0.5,  # fraction of a window's sides that neighbours share at least
     "protocol": "image",
     "calibrate_on": "",  # the evaluation that fixes the thresholds (default: the one that selects the best step)
     "during_training": False,
@@ -70,7 +77,7 @@ DEFAULTS = {
         "channels": 1,  # of the image
         "mean": (),  # normalisation per channel (default: the published weights' own, or 0.5)
         "std": (),
-        "pretrained": "",  # path of published weights, .safetensors or .pth
+        "pretrained": "",  # published weights, .safetensors or .pth, or the folder of a run: its best backbone
         "options": {},  # arguments of the Backbone (variant, drop_path, ...)
     },
     "streams": {},
@@ -129,12 +136,11 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     """
     file, _, variant = path.partition(":")
     if not os.path.isfile(file):
-        valid = [str(config.relative_to(ROOT)) for config in sorted((ROOT / "configs").glob("*.py"))]
+        valid = [str(config.relative_to(ROOT)) for config in config_files()]
         raise InputError(f"--config: no file {file!r}; {catalog.suggestion(file, valid)}")
     try:
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _module(file)
+        variant = _full_variant(file, getattr(module, "VARIANTS", ()), variant)
         given = module.get_config(variant) if variant else module.get_config()
     except InputError:
         raise
@@ -143,6 +149,39 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     if not isinstance(given, ml_collections.ConfigDict):
         raise InputError(f"--config: get_config of {file} returned {type(given).__name__}, expected a ConfigDict")
     return ml_collections.ConfigDict(complete(given.to_dict()))
+
+
+def config_files() -> list[Path]:
+    """Lists the configs of this repository."""
+    return sorted((ROOT / "configs").glob("*.py"))
+
+
+def variants(file: str | Path) -> tuple[str, ...]:
+    """Names the variants of a config file, the default first; a file without VARIANTS has one, the empty name.
+
+    `phantom` comes on top: `FILE.py:phantom`, `FILE.py:VARIANT,phantom`.
+    """
+    return getattr(_module(file), "VARIANTS", ("",))
+
+
+def _module(file: str | Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _full_variant(file: str, valid: tuple[str, ...], variant: str) -> str:
+    """Gives one of `valid`, the first if none is named, with `,phantom` or without; unchanged if nothing is valid."""
+    if not valid:
+        return variant
+    words = variant.split(",")
+    phantom = words[-1:] == ["phantom"]
+    chosen = ",".join(words[:-1] if phantom else words) or valid[0]
+    if chosen not in valid:
+        hint = catalog.suggestion(chosen, valid)
+        raise InputError(f"--config: {file} has no variant {variant!r}; {hint} Each takes ',phantom' too.")
+    return ",".join(filter(None, (chosen, "phantom" if phantom else "")))
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,10 +273,12 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
     for path in (config["backbone"]["pretrained"], *(path for _, _, path in _pretrained_heads(config))):
-        if path:
+        if path and not _is_run(path):
             pretrained.check_exists(path)
+    config = _normalised_as_its_run(config)
     mesh = sharding.mesh()
     _check_divisible(config, mesh.size)
+    _check_accumulated(config)
     sources = Sources(config, folders)
     backbone = _backbone(config)
     dtype = PRECISIONS[config["precision"]]
@@ -254,6 +295,7 @@ class Reading:
     transform: tuple[Mapping[str, Any], ...]
     tasks: Mapping[str, Any]
     evaluation: str  # whose images these would be, and whose thresholds hold
+    views: inference.Views = inference.WHOLE
 
 
 def compose_for_files(
@@ -282,6 +324,7 @@ def compose_for_files(
             transform=config["evaluations"][name]["transform"],
             tasks=tasks[stream],
             evaluation=name,
+            views=_views(config["evaluations"][name]),
         )
     # As it was given, for comparison with what the checkpoint says.
     return dataclasses.replace(training, config=given), readings
@@ -469,20 +512,38 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
         return source.Backbone(**arguments, **spec["options"], rngs=rngs)
 
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    mean, std = _normalisation(config, source)
+    if not len(mean) == len(std) == spec["channels"]:
+        raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
+    return _Backbone(module, module.channels, build, source, mean, std)
+
+
+def _normalisation(config: Mapping[str, Any], source: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation by channel: given, or those of the weights that are read, or 0.5 and 0.25."""
+    spec = config["backbone"]
     own = spec["channels"] == len(source.MEAN) and (spec["pretrained"] or any(_pretrained_heads(config)))
     mean = spec["mean"] or (source.MEAN if own else (0.5,) * spec["channels"])
     std = spec["std"] or (source.STD if own else (0.25,) * spec["channels"])
-    if not len(mean) == len(std) == spec["channels"]:
-        raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
-    return _Backbone(module, module.channels, build, source, tuple(mean), tuple(std))
+    return tuple(mean), tuple(std)
 
 
 def _model(config: Mapping[str, Any], backbone: _Backbone, tasks: Mapping[str, Mapping[str, Any]]) -> Model:
     parts = {"backbone": part(backbone.build)}
     for of_stream in tasks.values():
         for task in of_stream.values():
-            parts |= {name: part(build) for name, build in task.parts(backbone.channels).items()}
+            for name, build in task.parts(backbone.channels).items():
+                added = part(build)
+                if name in parts:
+                    _check_shared(name, parts[name], added)
+                parts[name] = added
     return Model(parts, backbone.mean, backbone.std)
+
+
+def _check_shared(name: str, first: Part, second: Part) -> None:
+    """Raises InputError if two tasks that share a part build it differently."""
+    shapes = [jax.eval_shape(each.init, jax.random.key(0)) for each in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"two tasks share the part {name!r} and build it differently: give both the same head options")
 
 
 def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources, dtype: Any) -> dict[str, Any]:
@@ -543,6 +604,7 @@ def _stream(
         batch_transform=spec["batch_transform"],
         batch_size=spec["batch_size"],
         max_boxes=spec["max_boxes"],
+        second_view=spec["second_view"],
         seed=seed,
         workers=config["workers"],
         process=_process(),
@@ -582,10 +644,13 @@ def _evaluations(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
             )
         _check_studies(name, protocol, {task: stream["tasks"][task] for task in evaluated})
+        views = _views(spec)
+        inference.check(views, evaluated, f"evaluations.{name}")
         options = {
             "transform": spec["transform"],
             "batch_size": spec["batch_size"] or stream["batch_size"],
             "max_boxes": stream["max_boxes"],
+            "second_view": stream["second_view"],
         }
         evaluations[name] = Evaluation(
             name=name,
@@ -597,10 +662,15 @@ def _evaluations(
             size=len(source),
             calibrate_on=calibrate_on,
             during_training=spec["during_training"],
-            rows=json.dumps([stream_name, [*evaluated], dataset, build, read, spec["split"], options]),
+            rows=json.dumps([stream_name, [*evaluated], dataset, build, read, spec["split"], options, vars(views)]),
+            views=views,
             phantom=dataset in config["phantom"],
         )
     return evaluations
+
+
+def _views(spec: Mapping[str, Any]) -> inference.Views:
+    return inference.Views(**{field.name: spec[field.name] for field in dataclasses.fields(inference.Views)})
 
 
 def _stream_of(name: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -710,6 +780,18 @@ def _check_divisible(config: Mapping[str, Any], devices: int) -> None:
             raise InputError(f"config field evaluations.{name}.batch_size: expected a multiple of {devices} devices")
 
 
+def _check_accumulated(config: Mapping[str, Any]) -> None:
+    for stream_name, stream in config["streams"].items():
+        for task_name, spec in stream["tasks"].items():
+            file = spec.get("name", task_name) if isinstance(spec, Mapping) else task_name
+            if config["accumulate"] > 1 and getattr(catalog.load("tasks", file), "COUPLES_ROWS", False):
+                raise InputError(
+                    f"config field accumulate is {config['accumulate']}: the task {file!r} of stream {stream_name!r} "
+                    "compares the rows of a batch with each other, so that the losses of slices do not add up to that "
+                    "of the batch. Set it to 1; remat, bfloat16 and more devices save memory too"
+                )
+
+
 def _depth(backbone: nnx.Module, part_name: str, path: tuple[Any, ...]) -> float:
     """Counts the layers above a parameter: 0 in the heads, the most at the stem."""
     return float(backbone.num_layers - backbone.layer_of(path)) if part_name == "backbone" else 0.0
@@ -718,7 +800,11 @@ def _depth(backbone: nnx.Module, part_name: str, path: tuple[Any, ...]) -> float
 def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     """Sets the parts that have published weights: the backbone from its own file, or from a head's, and heads."""
     tree = {"params": params, "batch_stats": batch_stats}
-    if path := config["backbone"]["pretrained"]:
+    path = config["backbone"]["pretrained"]
+    if path and _is_run(path):
+        with contextlib.closing(Checkpoints(path, "best")) as checkpoints:
+            tree = _set_part(tree, "backbone", checkpoints.part("backbone"))
+    elif path:
         tree = _set_part(tree, "backbone", _backbone_weights(config, backbone, pretrained.read(path)))
     for name, file, path in _pretrained_heads(config):
         parts = catalog.load("heads", file).translate(pretrained.read(path))
@@ -727,6 +813,39 @@ def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, ba
         # A head for another number of classes keeps what fits.
         tree = _set_part(tree, name, parts["head"], complete=False)
     return tree["params"], tree["batch_stats"]
+
+
+def _is_run(path: str) -> bool:
+    """Whether a path of weights is the folder of a run; raises InputError for a folder without a checkpoint."""
+    if not Path(path).is_dir():
+        return False
+    if not (Path(path) / "checkpoints" / "best").is_dir():
+        raise InputError(
+            f"config field backbone.pretrained: {path} holds no checkpoints/best; expected the --workdir of a run that "
+            "was evaluated at least once, or a file of published weights"
+        )
+    return True
+
+
+def _normalised_as_its_run(config: dict[str, Any]) -> dict[str, Any]:
+    """Writes into a config that starts from a run how that run normalised its images, where it does not say itself.
+
+    So the config that is saved holds it, and reading the new run's checkpoint never needs the old one's. Raises
+    InputError if the run has another backbone.
+    """
+    spec = config["backbone"]
+    if not spec["pretrained"] or not _is_run(spec["pretrained"]):
+        return config
+    with contextlib.closing(Checkpoints(spec["pretrained"], "best")) as checkpoints:
+        before = complete(checkpoints.config())
+    for name in ("name", "channels"):
+        if before["backbone"][name] != spec[name]:
+            raise InputError(
+                f"config field backbone.{name} is {spec[name]!r}: the run {spec['pretrained']} that it starts from has "
+                f"{before['backbone'][name]!r}"
+            )
+    mean, std = _normalisation(before, catalog.load("backbones", spec["name"]))
+    return config | {"backbone": spec | {"mean": spec["mean"] or mean, "std": spec["std"] or std}}
 
 
 def _pretrained_heads(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -58,6 +58,7 @@ STYLE = {
 TRAINING = ("train", "loss", "learning_rate", "gradient_norm")  # first words; every other one names an evaluation
 HEADLINES = ("auroc", "average_precision", "quadratic_weighted_kappa", "balanced_accuracy", "f1")
 MOST_LINES = 6
+MOST_PANELS = 9
 SMOOTHING = 0.05  # the running median spans this share of the rows
 FEWEST_IN_BIN = 10  # predictions that a bin of a single class needs to be drawn
 TILE, GAP, LINE_HEIGHT, TITLE_HEIGHT = 2.0, 0.08, 0.14, 0.2  # inches, on a sheet of images
@@ -534,6 +535,28 @@ def agreement(path: str | os.PathLike, predicted: ArrayLike, true: ArrayLike, na
             right.legend(loc="best")
 
 
+def success_rates(path: str | os.PathLike, errors: Mapping[str, ArrayLike], limit: float, unit: str) -> None:
+    """Draws the share of cases whose error is below a tolerance, against the tolerance.
+
+    Args:
+      errors: f[N] of each way to register, by its name; NaN is unknown and left out.
+      limit: the largest tolerance.
+      unit: of errors and tolerances.
+
+    Raises InputError if the figure cannot be written.
+    """
+    with _drawing(path, 5.4, 4.2) as figure:
+        axes = figure.subplots()
+        tolerances = np.linspace(0, limit, 501)
+        for (name, values), colour in zip(errors.items(), itertools.cycle(COLOURS)):
+            values = np.sort(np.asarray(values, float))
+            values = values[~np.isnan(values)]
+            share = np.searchsorted(values, tolerances, side="left") / max(values.size, 1)
+            axes.plot(tolerances, share, color=colour, label=f"{name} (n = {values.size:,})")
+        axes.set(title="Success rate", xlabel=f"tolerance in {unit}", ylabel="share below", ylim=(-0.02, 1.02))
+        axes.legend(loc="best")
+
+
 def scores(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, threshold: float, name: str) -> None:
     """Draws how scores are distributed, with the class and without it, and the threshold between them.
 
@@ -558,6 +581,41 @@ def scores(path: str | os.PathLike, scores: ArrayLike, labels: ArrayLike, thresh
         axes.legend(loc="best")
 
 
+def projection(
+    path: str | os.PathLike, points: ArrayLike, shares: ArrayLike, labels: ArrayLike, classes: Sequence[str]
+) -> None:
+    """Draws where images lie in a plane, once for each class, whose images are coloured; at most `MOST_PANELS` classes.
+
+    Those are shown that most images have. Without labels there is one panel.
+
+    Args:
+      points: f[N,2].
+      shares: f[2] of the variance that the two axes explain.
+      labels: f[N,K] 1 present, 0 absent; every other value is unknown.
+      classes: K names.
+
+    Raises InputError if the figure cannot be written.
+    """
+    points, labels = np.asarray(points, float), np.asarray(labels, float)
+    order = np.argsort(-(labels == 1).sum(axis=0), kind="stable")[:MOST_PANELS]
+    panels = [(f"{classes[k]} ({int((labels[:, k] == 1).sum()):,})", labels[:, k]) for k in order]
+    panels = panels or [(f"{len(points):,} images", np.full(len(points), np.nan))]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _drawing(path, 3.2 * columns + 0.6, 3.2 * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for one, (title, label) in zip(axes, panels):
+            for state, colour in ((~_known(label), UNKNOWN), (label == 0, SKY), (label == 1, RED)):
+                one.scatter(*points[state].T, s=9, color=colour, alpha=0.6, linewidths=0)
+            one.set(title=title)
+        for one in axes[len(panels) :]:
+            one.axis("off")
+        if labels.size:
+            figure.suptitle("red: present, blue: absent, grey: unknown", fontsize=8, x=0.01, ha="left")
+        figure.supxlabel(f"first principal component ({shares[0]:.0%} of the variance)", fontsize=8)
+        figure.supylabel(f"second ({shares[1]:.0%})", fontsize=8)
+
+
 def _matrices(scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores, float), np.asarray(labels, float)
     if scores.shape != labels.shape or scores.ndim != 2 or scores.shape[1] != len(classes):
@@ -569,12 +627,13 @@ def _matrices(scores: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> t
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is drawn onto images: boxes, masks, or both; of the truth or of a prediction."""
+    """What is drawn onto images: boxes, masks, points; of the truth or of a prediction."""
 
     boxes: ArrayLike | None = None  # f[N,M,4] ymin,xmin,ymax,xmax in [0,1]; a box without area is padding
     box_labels: ArrayLike | None = None  # i[N,M] class index; negative is padding
     box_scores: ArrayLike | None = None  # f[N,M] in [0,1]
     masks: ArrayLike | None = None  # u8[N,H,W,K]
+    points: ArrayLike | None = None  # f[N,P,2] y, x in [0,1]; NaN is unknown
 
 
 def samples(
@@ -735,6 +794,12 @@ def _show_overlay(axes: Axes, overlay: Overlay, i: int, classes: Sequence[str], 
                 x = (np.arange(channel.shape[1]) + 0.5) * right / channel.shape[1]
                 y = (np.arange(channel.shape[0]) + 0.5) * bottom / channel.shape[0]
                 axes.contour(x, y, channel, [0.5], colors=[colour], linewidths=1.1, linestyles=[dash])
+    if overlay.points is not None:
+        y, x = np.asarray(overlay.points[i], float).T * [[bottom], [right]]
+        # A ring for the truth, a cross for the prediction: on each other, both are seen.
+        ring, cross = {"marker": "o", "facecolors": "none", "edgecolors": colour}, {"marker": "x", "color": colour}
+        axes.scatter(x, y, s=9, linewidths=0.7, **(ring if colour == TRUTH else cross))
+        axes.set(xlim=(0, right), ylim=(bottom, 0))
     if overlay.boxes is None:
         return
     for m, (ymin, xmin, ymax, xmax) in enumerate(np.asarray(overlay.boxes[i], float)):

@@ -1,5 +1,6 @@
 """The model: a flat dict of parts, each an NNX module turned into a pure (init, apply) pair."""
 
+import collections
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,17 +75,23 @@ class Model(NamedTuple):
         """Runs the backbone once and every task of the stream on its pyramid.
 
         Returns the outputs of each task and the batch statistics, which move in the live parts alone: a part that is
-        not live runs in inference mode.
+        not live runs in inference mode. A task may run any part again, `run("backbone", image)` on another image in
+        [0, 1] for instance, and what is random in the part is then drawn anew.
         """
         batch_stats = dict(batch_stats)
+        calls = collections.Counter()
 
         def run(name: str, *inputs):
+            calls[name] += 1
+            own_key = named_key(key, name if calls[name] == 1 else f"{name} {calls[name]}")
+            if name == "backbone":
+                inputs = tuple(map(self.normalise, inputs))
             outputs, batch_stats[name] = self.parts[name].apply(
-                params[name], batch_stats[name], *inputs, train=train and name in live, key=named_key(key, name)
+                params[name], batch_stats[name], *inputs, train=train and name in live, key=own_key
             )
             return outputs
 
-        pyramid = run("backbone", self.normalise(batch["image"]))
+        pyramid = run("backbone", batch["image"])
         return {name: task.apply(run, pyramid, batch) for name, task in tasks.items()}, batch_stats
 
     def normalise(self, image: jax.Array) -> jax.Array:

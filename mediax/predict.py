@@ -35,6 +35,7 @@ from mediax import (
     dicom_segmentation,
     experiment,
     images,
+    inference,
     outlines,
     rle,
     run,
@@ -269,7 +270,7 @@ def make_predict_step(training: Training, reading: Reading):
     """Builds the jitted step (params, batch_stats, batch) -> {task: predictions} of images alone."""
 
     def predict_step(params: Tree, batch_stats: Tree, batch: Batch) -> Tree:
-        outputs, _ = training.model.forward(reading.tasks, params, batch_stats, batch, key=jax.random.key(0))
+        outputs = inference.forward(training.model, reading.tasks, params, batch_stats, batch, reading.views)
         return {name: task.predict(outputs[name], batch) for name, task in reading.tasks.items()}
 
     return jax.jit(predict_step, out_shardings=sharding.replicated(training.mesh))

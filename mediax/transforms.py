@@ -6,15 +6,19 @@ A pipeline is plain data, built once and called per example:
     example = pipeline(example, np.random.default_rng(0))
 
 A transform is one public function of this file: its name is the name in a config, its keyword-only parameters are the
-options there. The first parameters say which of three kinds it is, so adding a transform is adding one function:
+options there. The first parameters say which of four kinds it is, so adding a transform is adding one function:
 
     (height, width, rng, *, ...) -> (Affine, (height, width))   geometry: where pixels go, and the size of the result
     (image, rng, *, ...) -> image                               pixels: f32[H,W,C] in [0,1] to the same, never in place
+    (example, rng, *, ...) -> example                           example: makes a new one, of one image a pair
     (batch, rng, *, ...) -> batch                               batch: stacked examples, for `build_batch`
 
-The first two kinds may take `field_of_view` before `rng`: u8[H,W], where a fundus photograph shows the retina. It is
+The first three kinds may take `field_of_view` before `rng`: u8[H,W], where a fundus photograph shows the retina. It is
 the example's field of that name; an example without one has it found in the image as it is at this step, by
 `annotations.field_of_view`, so such a step belongs before those that change brightness.
+
+A pair to be registered, `image` and `moving` of one size, goes through together: geometry moves both alike; a pixel
+step draws anew for each, and has the field of view of `moving` found in it.
 
 An option annotated with `Annotated[type, Expected(...)]` is checked when the pipeline is built, not in a worker.
 
@@ -50,6 +54,8 @@ cv2.setNumThreads(0)
 SHRINK = 0.75  # Below this scale bilinear sampling skips input pixels and aliases.
 LEVELS = 4096  # Of the histograms that are matched: 12 bits, what a radiograph's detector tells apart.
 WHOLE = 1e-3  # Pixels: a border this close to a pixel's is on it (f32 geometry is good to 3e-4 at 4000 pixels).
+
+WHOLE_FIELDS = ("id", "patient_id", "study_id", "labels", "target")  # of an example that are not of places in it
 
 Affine = tuple[float, float, float, float, float, float]
 Example = dict[str, Any]
@@ -163,6 +169,27 @@ def field_of_view_crop(
     side = round(max(bottom - top, right - left) * (1 + 2 * margin))
     y, x = (side - round(top + bottom)) // 2, (side - round(left + right)) // 2
     return _translation(x, y), (side, side)
+
+
+def random_crop(height: int, width: int, rng: np.random.Generator, *, size: Size) -> Geometry:
+    """Cuts `size` pixels out of a random place in the image; a side that is shorter is padded about its middle."""
+    out_height, out_width = _pair(size)
+    y, x = _random_start(rng, height, out_height), _random_start(rng, width, out_width)
+    return _translation(-x, -y), (out_height, out_width)
+
+
+def random_field_of_view_crop(
+    height: int, width: int, field_of_view: np.ndarray, rng: np.random.Generator, *, size: Size
+) -> Geometry:
+    """Cuts `size` pixels out of a place whose middle is a random pixel in view; what is outside the image is padded.
+
+    An image with nothing in view is cropped anywhere.
+    """
+    out_height, out_width = _pair(size)
+    seen = np.flatnonzero(field_of_view)
+    chosen = seen[rng.integers(len(seen))] if len(seen) else rng.integers(height * width)
+    y, x = divmod(int(chosen), width)
+    return _translation(out_width // 2 - x, out_height // 2 - y), (out_height, out_width)
 
 
 def random_resized_crop(
@@ -420,6 +447,72 @@ def to_channels(image: np.ndarray, rng: np.random.Generator, *, channels: Annota
     return _at_most_one(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
 
 
+# -------------------------------------------------------------------------------------------------------------- example
+
+
+def random_pair(
+    example: Example,
+    field_of_view: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    size: Count,
+    zoom: AreaInterval = (0.6, 0.9),
+    translate: Fraction = 0.4,
+    rotate: Degrees = 10.0,
+    scale: Annotated[float, _number(0, 0.95)] = 0.05,
+    shear: Annotated[float, _number(0, 80)] = 2.0,
+    curvature: Fraction = 0.05,
+    points: Count = 16,
+) -> Example:
+    """Makes of one fundus photograph a pair to be registered: two views of it under a known random motion.
+
+    Each view is a disc, as a camera's is, whose diameter is `zoom` of the field of view's; what lies outside of it or
+    of the photograph is black. From `moving` to `image` places are sheared by +-`shear` degrees, scaled by 1 +-
+    `scale`, rotated by +-`rotate` degrees, shifted in any direction by up to `translate` diameters, and bent: each of
+    the six quadratic coefficients is up to +-`curvature` radii of the disc, for so the curved retina moves (Can et al.,
+    IEEE TPAMI 24(3), 2002). The two views lie to either side of the photograph's middle.
+
+    Comes out with image and moving f32[size,size,C], the image's field_of_view u8[size,size], and keypoints and
+    moving_keypoints f32[points^2,2]: a grid on `moving` and where it lies in `image`, NaN where one of them is black.
+    Of the other fields those stay that are of the image as a whole or of the patient.
+    """
+    radius, centre = _disc(field_of_view)
+    radius *= zoom[0] + (zoom[1] - zoom[0]) * rng.random()
+    angle, length = 2 * math.pi * rng.random(), 2 * translate * rng.random()
+    shift = length * np.array([math.cos(angle), math.sin(angle)])
+    turn, slant = math.radians(_spread(rng, rotate)), math.tan(math.radians(_spread(rng, shear)))
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    matrix = (1 + _spread(rng, scale)) * rotation @ np.array([[1, slant], [0, 1]])
+    bend = curvature * rng.uniform(-1, 1, (3, 2))
+
+    grid, spots = _unit_grid(size), _unit_grid(points).reshape(-1, 2)
+
+    def motion(place: np.ndarray) -> np.ndarray:
+        """From `moving` to `image`: (x, y) f64[...,2] in radii of the disc from its middle."""
+        x, y = place[..., 0], place[..., 1]
+        return shift + place @ matrix.T + np.stack((x * x, x * y, y * y), axis=-1) @ bend
+
+    def view(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the photograph shows at `place` of `image`, f32[size,size,C], and where it shows anything."""
+        place = centre + radius * (place - shift / 2)
+        lit = _lookup(field_of_view, place) & (np.hypot(*np.moveaxis(grid, -1, 0)) <= 1)
+        return _pick(_unit_range(example["image"]), place, 2 * radius / size) * lit[..., None], lit
+
+    (image, lit), (moving, moving_lit) = view(grid), view(motion(grid))
+    moved = motion(spots)
+    known = _lookup(moving_lit, (spots + 1) / 2 * size) & _lookup(lit, (moved + 1) / 2 * size)
+    keypoints, moving_keypoints = (
+        np.where(known[:, None], (place[:, ::-1] + 1) / 2, np.nan).astype(np.float32) for place in (moved, spots)
+    )
+    return {name: example[name] for name in WHOLE_FIELDS if name in example} | {
+        "image": image,
+        "moving": moving,
+        "field_of_view": lit.astype(np.uint8),
+        "keypoints": keypoints,
+        "moving_keypoints": moving_keypoints,
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------- batch
 
 
@@ -480,7 +573,7 @@ class Step:
 
     function: Callable
     options: Mapping[str, Any]
-    is_geometry: bool = False
+    kind: str = "batch"  # the name of the function's first parameter, "geometry" for the first kind's height
     takes_field_of_view: bool = False
 
 
@@ -498,11 +591,12 @@ class Pipeline:
 
         Fields that move, if present; all others pass untouched:
           image: u8[H,W,C] or f32[H,W,C] in [0,1], C = 1 or 3; always comes out as f32 in [0,1].
-          masks: u8[H,W,K], field_of_view: u8[H,W].
+          masks and second_masks: u8[H,W,K], field_of_view: u8[H,W].
           boxes: f32[N,4], ymin, xmin, ymax, xmax in fractions of height and width, and every `box_*` field: one row a
             box. A box becomes the axis-aligned hull of its moved corners, clipped to the image; where clipping leaves
             less than `min_visibility` of the hull's area, it is dropped (each run of geometry steps counts anew).
           keypoints: f32[N,2], y, x in fractions. None is dropped: they may leave [0,1], and NaN stays NaN.
+          moving: as `image`, and of its size; moving_keypoints: as keypoints.
           spacing_mm: f32[2], mm per pixel along rows and columns (down, right).
         With `keep_geometry` the example gains geometry f32[3,3] (original to current pixels, on (x, y, 1)) and
         original_size i32[2] (height, width). An example that comes with them has them continued.
@@ -515,16 +609,26 @@ class Pipeline:
         original_size = size = image.shape[:2]
         moved, total = IDENTITY, IDENTITY
         for step in self.steps:
-            if step.takes_field_of_view or not step.is_geometry:  # These see pixels, so what is due is done first.
+            if step.takes_field_of_view or step.kind != "geometry":  # These see pixels: what is due is done first.
                 image, total, moved = self._move(example, image, moved, size), compose(moved, total), IDENTITY
             seen = (_field_of_view(example, image),) if step.takes_field_of_view else ()
-            if step.is_geometry:
+            if step.kind == "geometry":
                 matrix, size = step.function(*size, *seen, rng, **step.options)
                 moved = compose(matrix, moved)
+            elif step.kind == "example":
+                example = step.function(example | {"image": image}, *seen, rng, **step.options)
+                image, total = example["image"], IDENTITY
+                original_size = size = image.shape[:2]
             else:
                 image = step.function(_unit_range(image), *seen, rng, **step.options)
+                if "moving" in example:
+                    moving = _unit_range(example["moving"])
+                    seen = (_field_of_view({}, moving),) if step.takes_field_of_view else ()
+                    example["moving"] = step.function(moving, *seen, rng, **step.options)
         image = self._move(example, image, moved, size)
-        example["image"] = np.ascontiguousarray(_unit_range(image))
+        for name, picture in (("image", image), ("moving", example.get("moving"))):
+            if picture is not None:
+                example[name] = np.ascontiguousarray(_unit_range(picture))
         if self.keep_geometry or "geometry" in example:
             _keep_geometry(example, compose(moved, total), original_size)
         return example
@@ -534,13 +638,17 @@ class Pipeline:
         old_size = image.shape[:2]
         if matrix == IDENTITY and size == old_size:
             return image
-        if "masks" in example:
-            example["masks"] = _resample(example["masks"], matrix, size, nearest=True)
+        for name in ("masks", "second_masks"):
+            if name in example:
+                example[name] = _resample(example[name], matrix, size, nearest=True)
         if "field_of_view" in example:
             view = example["field_of_view"][..., None]
             example["field_of_view"] = _resample(view, matrix, size, nearest=True)[..., 0]
-        if "keypoints" in example:
-            example["keypoints"] = _move_keypoints(example["keypoints"], matrix, old_size, size)
+        if "moving" in example:
+            example["moving"] = _resample(example["moving"], matrix, size, self.padding)
+        for name in ("keypoints", "moving_keypoints"):
+            if name in example:
+                example[name] = _move_keypoints(example[name], matrix, old_size, size)
         if "boxes" in example:
             _move_boxes(example, matrix, old_size, size, self.min_visibility)
         if "spacing_mm" in example:
@@ -560,7 +668,8 @@ class BatchPipeline:
         mixup and cutmix mix image f32[B,H,W,C], labels f32[B,K] and target f32[B,R], among valid rows only; `valid` and
         all other fields stay. A mixed label is NaN where either of the two is, unless that one's weight is 0.
 
-        Raises InputError for fields that cannot be mixed: boxes, masks, keypoints, field_of_view, integers.
+        Raises InputError for fields that cannot be mixed: boxes, masks, keypoints, field_of_view, second_view,
+        integers.
         """
         for step in self.steps:
             batch = step.function(batch, rng, **step.options)
@@ -588,7 +697,8 @@ def build(
         raise InputError(f"transforms: padding={padding!r} found, a number in [0, 1] or 'edge' expected.")
     if not (_is_number(min_visibility) and 0 <= min_visibility <= 1):
         raise InputError(f"transforms: min_visibility={min_visibility!r} found, a number in [0, 1] expected.")
-    return Pipeline(_build_steps(specs, _transforms("height", "image")), padding, min_visibility, keep_geometry)
+    steps = _build_steps(specs, _transforms("height", "image", "example"))
+    return Pipeline(steps, padding, min_visibility, keep_geometry)
 
 
 def build_batch(specs: Iterable[Mapping[str, Any]]) -> BatchPipeline:
@@ -634,12 +744,8 @@ def _build_step(where: str, spec: Mapping[str, Any], transforms: dict[str, Calla
     missing = [p.name for p in accepted.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise InputError(f"{where} ({name}): add the missing {', '.join(map(repr, missing))}.")
-    return Step(
-        function,
-        options,
-        is_geometry=next(iter(parameters)) == "height",
-        takes_field_of_view="field_of_view" in parameters,
-    )
+    first = next(iter(parameters))
+    return Step(function, options, "geometry" if first == "height" else first, "field_of_view" in parameters)
 
 
 def _closest_first(name: Any, valid: Iterable[str]) -> str:
@@ -912,6 +1018,11 @@ def _up_to(rng: np.random.Generator, highest: int) -> int:
     return int((highest + 1) * rng.random())
 
 
+def _random_start(rng: np.random.Generator, length: int, side: int) -> int:
+    """Where a cut of `side` pixels begins along a `length`: anywhere inside, or centred around all of it."""
+    return _up_to(rng, length - side) if length >= side else -((side - length) // 2)
+
+
 def _random_rectangle(height: int, width: int, rng, area, ratio) -> tuple[int, int]:
     """Height and width of a rectangle with a random fraction of the area and a random width / height."""
     pixels = height * width * (area[0] + (area[1] - area[0]) * rng.random())
@@ -930,6 +1041,40 @@ def _field_of_view(example: Example, image: np.ndarray) -> np.ndarray:
     if "field_of_view" in example:
         return example["field_of_view"]
     return annotations.field_of_view(image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8))
+
+
+def _disc(field_of_view: np.ndarray) -> tuple[float, np.ndarray]:
+    """The radius of a field of view u8[H,W] and its middle f64[2], (x, y) in pixels; of an empty one, the image's."""
+    top, left, bottom, right = annotations.masks_to_boxes(field_of_view[..., None])[0].astype(float)
+    if math.isnan(top):
+        top, left, bottom, right = 0.0, 0.0, *map(float, field_of_view.shape)
+    return max(bottom - top, right - left) / 2, np.array([left + right, top + bottom]) / 2
+
+
+def _unit_grid(side: int) -> np.ndarray:
+    """The middles (x, y) f64[side,side,2] of `side` x `side` cells between -1 and 1."""
+    middles = (2 * np.arange(side) + 1) / side - 1
+    return np.stack(np.meshgrid(middles, middles), axis=-1)
+
+
+def _lookup(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Whether a mask [H,W] is set at places (x, y) f64[...,2] in pixels, bool[...]; outside it is not."""
+    height, width = mask.shape
+    x, y = np.moveaxis(np.floor(places).astype(int), -1, 0)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return inside & (mask[y.clip(0, height - 1), x.clip(0, width - 1)] > 0)
+
+
+def _pick(image: np.ndarray, places: np.ndarray, step: float) -> np.ndarray:
+    """Samples f32[H,W,C] at places (x, y) f64[h,w,2] in pixels, `step` pixels apart; what is far apart is averaged."""
+    height, width, channels = image.shape
+    if 1 / step < SHRINK:
+        small = _resize(image, max(1, round(height / step)), max(1, round(width / step)))
+        places = places * (small.shape[1] / width, small.shape[0] / height)
+        image = small
+    # cv2 puts the centre of the first pixel at 0 instead of 0.5.
+    place = (places - 0.5).astype(np.float32)
+    return _at_most_one(cv2.remap(image, place, None, cv2.INTER_LINEAR)).reshape(*place.shape[:2], channels)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -974,9 +1119,12 @@ def _check_example(example: Example) -> None:
             raise InputError(f"example field 'image': values in [{low}, {high}] found, floats in [0,1] expected.")
     for field, types, shape in (
         ("masks", (np.uint8,), (height, width, None)),
+        ("second_masks", (np.uint8,), (height, width, None)),
         ("field_of_view", (np.uint8,), (height, width)),
         ("boxes", (np.float32, np.float64), (None, 4)),
         ("keypoints", (np.float32, np.float64), (None, 2)),
+        ("moving", (np.uint8, np.float32), image.shape),
+        ("moving_keypoints", (np.float32, np.float64), (None, 2)),
         ("spacing_mm", (np.float32, np.float64), (2,)),
     ):
         if field in example:
@@ -1002,7 +1150,7 @@ def _check_field(example: Example, field: str, types: tuple, shape: tuple[int | 
 
 
 def _check_mixable(batch: Example) -> None:
-    found = [field for field in ("boxes", "masks", "keypoints", "field_of_view") if field in batch]
+    found = [field for field in ("boxes", "masks", "keypoints", "field_of_view", "second_view") if field in batch]
     if found:
         raise InputError(f"batch has {found}, which cannot be mixed; drop these fields or mixup and cutmix.")
     for field in ("image", "labels", "target"):

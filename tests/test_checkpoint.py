@@ -51,6 +51,30 @@ def test_state_progress_and_config_come_back_to_the_bit(tmp_path, checkpoints):
     reopened.close()
 
 
+def test_one_part_is_read_alone_as_evaluations_see_it(tmp_path, checkpoints):
+    state = _state()
+    state["params"]["backbone"] |= {"blocks": {0: {"kernel": jnp.arange(3.0)}}}
+    checkpoints.save(3, state, PROGRESS, CONFIG)
+    checkpoints.wait()
+    part = checkpoints.part("backbone")
+    assert set(part) == {("kernel",), ("half",), ("blocks", 0, "kernel"), ("mean",)}
+    assert all(type(array) is np.ndarray for array in part.values())
+    assert np.array_equal(part["kernel",], state["params"]["backbone"]["kernel"])
+    assert part["half",].dtype == jnp.bfloat16 and np.array_equal(
+        part["mean",], state["batch_stats"]["backbone"]["mean"]
+    )
+    assert set(checkpoints.part("head/a/classification")) == {("bias",)}
+    with pytest.raises(InputError, match="has no part 'backbon'; did you mean 'backbone'"):
+        checkpoints.part("backbon")
+    averages = {"backbone": {"params": {"kernel": jnp.ones(2)}, "batch_stats": {"mean": jnp.zeros(1)}}}
+    checkpoints.save(4, state | {"ema": averages}, PROGRESS, CONFIG)
+    checkpoints.wait()
+    part = checkpoints.part("backbone")
+    assert set(part) == {("kernel",), ("mean",)} and part["kernel",].tolist() == [1, 1]
+    with pytest.raises(InputError, match="best: no checkpoint"):
+        Checkpoints(tmp_path / "nothing", "best").part("backbone")
+
+
 def test_the_caller_may_change_his_dicts_right_after_saving(checkpoints):
     progress = {"positions": {"chest": 7}, "history": [{"step": 3}]}
     config = {"optimizer": {"peak": 1.0}}

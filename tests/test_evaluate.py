@@ -172,6 +172,19 @@ def test_thresholds_come_from_one_split_and_figures_from_another():
     np.testing.assert_array_equal(task.asked["scores"], np.float32(SCORES))
 
 
+def test_a_task_that_asks_for_the_patients_calibrates_with_them():
+    class Pairs(Stub):
+        def calibrate(self, predictions, targets, groups=None):
+            return {"groups": groups.tolist()}
+
+    tasks = {"stub": Pairs()}
+    assert evaluate.calibrate(_evaluation(tasks=tasks), _collected(SCORES)) == {
+        "stub": {"groups": ["p0", "p0", "p1", "p1"]}
+    }
+    by_study = _evaluation(tasks=tasks, protocol=Protocol("test", "", "", case="study"))
+    assert evaluate.calibrate(by_study, _collected(SCORES)) == {"stub": {"groups": ["p0", "p1"]}}
+
+
 def test_the_protocol_s_cases_are_calibrated_and_scored():
     task = Stub()
     protocol = Protocol("test", "", "", case="study", classes=("Fracture",), options={"iou": 0.4})

@@ -226,6 +226,36 @@ def test_samples_draw_masks_and_boxes_of_truth_and_prediction(tmp_path, images, 
     assert "IoU 0.95" in texts and "IoU 0.90" in texts
 
 
+def test_a_projection_has_a_panel_for_each_of_the_commonest_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    points, labels = rng.normal(size=(50, 2)), (rng.random((50, 12)) < 0.3).astype(float)
+    labels[::5] = np.nan
+    path = tmp_path / "projection.png"
+    sizes = []
+    for classes in (12, 1, 0):
+        figures.projection(path, points, (0.5, 0.2), labels[:, :classes], [f"class {k}" for k in range(classes)])
+        sizes.append(Image.open(path).size)
+    assert sizes[0][1] > 2.5 * sizes[1][1] and sizes[1] == sizes[2]
+
+
+def test_samples_draw_points_of_truth_and_prediction(tmp_path, images):
+    points = np.full((20, 3, 2), [0.5, 0.25])
+    points[:, 2] = np.nan
+    path = tmp_path / "samples.png"
+    figures.samples(path, images, classes=(), truth=Overlay(points=points), prediction=Overlay(points=points + 0.2))
+    assert shows(path, figures.TRUTH) > 50 and shows(path, figures.PREDICTION) > 50
+    figures.samples(path, images, classes=(), truth=Overlay(points=np.full((20, 3, 2), np.nan)))
+    assert shows(path, figures.TRUTH) == 0
+
+
+def test_success_rates_count_the_known_cases(tmp_path, texts):
+    figures.success_rates(
+        tmp_path / "success.png", {"ours": [1, 2, np.nan, np.inf], "none": [np.nan] * 4}, 25, "pixels"
+    )
+    assert shows(tmp_path / "success.png", figures.BLUE) > 100
+    assert {"ours (n = 3)", "none (n = 0)", "tolerance in pixels"} <= set(texts)
+
+
 def test_scores_that_are_not_finite_are_refused(tmp_path, predictions):
     scores, labels = predictions
     scores[0, 0] = np.nan

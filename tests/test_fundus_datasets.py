@@ -152,6 +152,27 @@ def test_vessels_equal_what_was_drawn(build, name):
             np.testing.assert_array_equal(swapped["second_masks"], example["masks"])
 
 
+@pytest.mark.parametrize("module", [drive, stare, hrf, chase_db1], ids=name_of)
+def test_a_hard_phantom_has_hard_photographs_and_a_first_reader_who_errs(build, module, tmp_path):
+    name = name_of(module)
+    few = {"children": 3} if module is chase_db1 else {"images": 4}
+    hard = {"difficulty": 0.6, "first_reader_error": 0.8}
+    module.phantom(tmp_path / "hard" / name, seed=SEED, size=128, **few, **hard)
+    records = merged(build(name, tmp_path / "hard"))
+    assert records
+    for key, record in records.items():
+        key = {drive: key[:2], chase_db1: key.removeprefix("Image_")}.get(module, key)
+        photo, easy = module.phantom_photograph(SEED, key, 128, 0.6), module.phantom_photograph(SEED, key, 128)
+        first = fundus.first_reader(photo.masks, photographs.seed_of(SEED, key), 0.8)["Vessels"]
+        example = module.read(record)
+        np.testing.assert_array_equal(example["masks"][..., 0], first)
+        assert (first != photo.masks["Vessels"]).any()
+        np.testing.assert_array_equal(photo.masks["Vessels"], easy.masks["Vessels"])
+        if module in (drive, stare):  # stored without loss
+            np.testing.assert_array_equal(example["image"], photo.image)
+            assert (photo.image != easy.image).mean() > 0.5
+
+
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_masks_follow_the_image(build, aspect):
     for key, record in merged(build("hrf", size=96, aspect=aspect)).items():
@@ -502,7 +523,7 @@ def test_fire_points_and_images(build, trees, aspect):
         example = fire.read(record, wrong_points="keep")
         drawn = drawn_pair(pair)
         fit = images.Fit(64, 64, 48, aspect)
-        assert example["category"] == pair[0]
+        assert fire.CATEGORIES[example["category"]] == pair[0]
         assert (
             agreement(
                 example["field_of_view"],

@@ -12,13 +12,14 @@ LAYERS = (
     ("experiment",),
     ("train", "report", "comparison"),
     ("evaluate", "checkpoint"),
+    ("inference",),
     ("model", "data", "schedule", "preemption", "progress"),
     ("tasks",),
     ("datasets", "backbones", "heads"),
     ("outlines", "dicom_segmentation"),
     ("contact_sheet", "overlap", "verification"),  # what `python -m mediax.datasets` does with any dataset
     ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained", "deformable_transformer"),
-    ("box_metrics", "findings"),
+    ("box_metrics", "findings", "retrieval"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
     (
@@ -27,6 +28,7 @@ LAYERS = (
         "vocabulary",
         "catalog",
         "files",
+        "png",
         "document",
         "shards",
         "rle",

@@ -160,6 +160,58 @@ def test_permuted_labels_keep_images_and_deal_the_labels_out_anew():
     assert 0.25 < agreement < 0.75
 
 
+class _Annotated:
+    """Images of the given heights, each with annotations that all tell its number."""
+
+    def __init__(self, *heights):
+        self.heights = heights
+
+    def __len__(self):
+        return len(self.heights)
+
+    def __getitem__(self, index):
+        shape, known = (self.heights[index], 8), bool(index % 2)
+        return {
+            "image": np.full((*shape, 1), index, np.uint8),
+            "field_of_view": np.full(shape, index, np.uint8),
+            "spacing_mm": np.full(2, index, np.float32),
+            "id": str(index),
+            "patient_id": str(index),
+            "labels": np.full(1, index, np.float32),
+            "target": np.full(1, index, np.float32),
+            "boxes": np.full((index, 4), index, np.float32),
+            "box_labels": np.full(index, index, np.int32),
+            "box_valid": np.full(index, known),
+            "boxes_known": np.bool_(known),
+            "masks": np.full((*shape, 2), index, np.uint8),
+            "mask_valid": np.full(2, known),
+            "keypoints": np.full((3, 2), index, np.float32),
+        }
+
+
+def test_permuted_annotations_of_an_image_stay_together():
+    original = _Annotated(8, 8, 8, 8, 8, 8)
+    source = data.PermutedLabels(original, toy.read, seed=0)
+    dealt_from = []
+    for index in range(len(source)):
+        row = source[index]
+        dealt_from.append(int(row["labels"][0]))
+        own, other = original[index], original[dealt_from[-1]]
+        assert row.keys() == own.keys()
+        for name, value in row.items():
+            kept = name in ("image", "field_of_view", "spacing_mm", "id", "patient_id")
+            np.testing.assert_array_equal(value, (own if kept else other)[name], err_msg=name)
+    assert sorted(dealt_from) == list(range(len(source))) and dealt_from != sorted(dealt_from)
+
+
+def test_permuted_masks_must_fit_the_image_that_they_are_dealt_to():
+    source = data.PermutedLabels(_Annotated(12, 8, 8, 8), toy.read, seed=0)
+    index = int(np.flatnonzero(source.permutation == 0)[0])
+    assert index != 0, "the seed must deal the tall image's masks to another one"
+    with pytest.raises(InputError, match=rf"masks of image '0' are 12 x 8 pixels, image '{index}' .* has 8 x 8.*size"):
+        source[index]
+
+
 def test_the_state_matches_the_batch_schema():
     batch = next(data.training_batches(toy.Source(), toy.read, batch_size=8, seed=0))
     assert set(device_fields(batch)) == {"image", "labels", "valid"} and batch["image"].dtype == np.float32

@@ -19,6 +19,8 @@ from mediax.transforms import build, build_batch
 TYPICAL = {
     "resize": {"size": (20, 31), "aspect": "letterbox"},
     "center_crop": {"size": 24},
+    "random_crop": {"size": (24, 16)},
+    "random_field_of_view_crop": {"size": (24, 16)},
     "random_resized_crop": {"size": (24, 16)},
     "random_affine": {"rotate": 20, "translate": 0.1, "scale": 0.2, "shear": 10},
     "random_flip": {"horizontal": 1.0, "vertical": 1.0},
@@ -40,6 +42,7 @@ TYPICAL = {
 IDENTITY = {
     "resize": {"size": (40, 56)},
     "center_crop": {"size": (40, 56)},
+    "random_crop": {"size": (40, 56)},
     "random_resized_crop": {"size": (40, 56), "scale": (1.0, 1.0), "ratio": (56 / 40, 56 / 40)},
     "random_affine": {},
     "random_flip": {"horizontal": 0.0},
@@ -60,6 +63,7 @@ aspects = st.sampled_from(["stretch", "crop", "letterbox"])
 axis_aligned = st.one_of(
     st.builds(lambda size, aspect: spec("resize", size=size, aspect=aspect), sizes, aspects),
     st.builds(lambda size: spec("center_crop", size=size), sizes),
+    st.builds(lambda size: spec("random_crop", size=size), sizes),
     st.builds(lambda size: spec("random_resized_crop", size=size, scale=(0.5, 1.0)), sizes),
     st.builds(lambda h, v: spec("random_flip", horizontal=h, vertical=v), zero_or_one, zero_or_one),
     st.just({"name": "random_affine", "translate": 0.1, "scale": 0.2}),
@@ -367,15 +371,39 @@ def test_center_crop_cuts_and_pads():
     np.testing.assert_array_equal(np.rint(out[:, 0, 0] * 255), [0, 2, 5, 0])
 
 
+def test_random_crop_cuts_everywhere_and_all_fields_follow():
+    """Every pixel of the image and of the masks says where it is from."""
+    place = np.arange(7 * 9, dtype=np.uint8).reshape(7, 9, 1)
+    example = {"image": place, "masks": place, "second_masks": place, "field_of_view": place[..., 0]}
+    corners = set()
+    for seed in range(400):
+        out = run([spec("random_crop", size=(4, 6))], example, seed)
+        corner = int(out["masks"][0, 0, 0])
+        row, column = divmod(corner, 9)
+        cut = place[row : row + 4, column : column + 6]
+        for field in ("masks", "second_masks", "field_of_view"):
+            np.testing.assert_array_equal(out[field].squeeze(), cut.squeeze())
+        np.testing.assert_array_equal(np.rint(out["image"] * 255), cut)
+        corners.add((row, column))
+    assert corners == {(row, column) for row in range(4) for column in range(4)}
+
+
+def test_random_crop_pads_a_side_that_is_too_short_about_its_middle():
+    image = np.arange(1, 7, dtype=np.uint8).reshape(2, 3, 1)
+    out = run([spec("random_crop", size=(5, 3))], {"image": image})["image"]
+    np.testing.assert_array_equal(np.rint(out[:, 0, 0] * 255), [0, 1, 4, 0, 0])
+
+
 # ------------------------------------------------------------------------------------------------------ every transform
 
 
 def test_the_tables_name_every_transform():
     assert sorted(TYPICAL) == sorted(transforms._transforms("height", "image"))
+    assert sorted(transforms._transforms("example")) == ["random_pair"]
     assert sorted(transforms._transforms("batch")) == ["cutmix", "mixup"]
 
 
-@pytest.mark.parametrize("name", sorted([*TYPICAL, "mixup", "cutmix"]))
+@pytest.mark.parametrize("name", sorted([*TYPICAL, "random_pair", "mixup", "cutmix"]))
 def test_every_option_says_what_it_expects(name):
     for parameter in inspect.signature(getattr(transforms, name)).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -469,7 +497,7 @@ def test_a_box_at_the_border_stays_there():
     np.testing.assert_allclose(out["boxes"], [[0, 0, 1, 1]], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resize", "random_affine", "random_flip", "random_resized_crop"])
+@pytest.mark.parametrize("name", ["resize", "random_affine", "random_flip", "random_crop", "random_resized_crop"])
 def test_degenerate_targets(name):
     example = {
         "image": np.zeros((1, 1, 3), np.uint8),
@@ -632,6 +660,26 @@ def test_a_disc_that_the_camera_cut_off_is_padded_to_a_square():
     np.testing.assert_array_equal(hull(out["masks"][..., 0]), [10, 0, 90, 100])
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_random_crops_in_view_have_their_middle_in_view(known):
+    example = retina_example()
+    rows, columns, _ = np.indices((*example["image"].shape[:2], 1), np.uint8)
+    view = example["field_of_view"] if known else example.pop("field_of_view")
+    middles = []
+    for seed in range(300):
+        out = run(
+            [spec("random_field_of_view_crop", size=(20, 30))],
+            example | {"masks": np.concatenate([rows, columns], axis=2)},
+            seed,
+        )
+        assert out["image"].shape == (20, 30, 3)
+        middles.append(tuple(out["masks"][10, 15].tolist()))
+    assert all(view[middle] for middle in middles)
+    np.testing.assert_allclose(np.mean(middles, axis=0), np.argwhere(view).mean(axis=0), atol=8)
+    nothing = {"image": np.zeros((9, 12, 3), np.uint8), "field_of_view": np.zeros((9, 12), np.uint8)}
+    assert run([spec("random_field_of_view_crop", size=4)], nothing)["image"].shape == (4, 4, 3)
+
+
 def test_nothing_in_view_is_left_alone_or_grey():
     example = {"image": np.zeros((9, 12, 3), np.uint8), "field_of_view": np.zeros((9, 12), np.uint8)}
     assert run([spec("field_of_view_crop")], example)["image"].shape == (9, 12, 3)
@@ -663,6 +711,93 @@ def test_channels():
     np.testing.assert_allclose(gray[..., 0], color @ [0.299, 0.587, 0.114], atol=1e-6)
     back = run([spec("to_channels", channels=3)], {"image": gray})["image"]
     np.testing.assert_array_equal(back, np.repeat(gray, 3, axis=2))
+
+
+# -------------------------------------------------------------------------------------------------------------- example
+
+
+def position_example(height=150, width=200, radius=80.0):
+    """A disc whose red is the column and whose green is the row, as fractions of 200; blue tells it from the black."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    lit = np.hypot(y - height / 2, x - width / 2) <= radius
+    image = np.stack([x / 200, y / 200, np.full_like(x, 0.5)], axis=-1) * lit[..., None]
+    return {"image": image.astype(np.float32), "field_of_view": lit.astype(np.uint8)}
+
+
+def sampled(image, points):
+    """Samples f32[H,W,C] bilinearly at (y, x) fractions f[N,2]."""
+    y, x = (points * image.shape[:2] - 0.5).T.astype(np.float32)
+    return cv2.remap(image, x[None], y[None], cv2.INTER_LINEAR)[0]
+
+
+@pytest.mark.parametrize("size", [48, 200])
+@pytest.mark.parametrize("seed", range(6))
+def test_points_of_a_pair_show_the_same_place(size, seed):
+    out = run([spec("random_pair", size=size)], position_example(), seed)
+    assert out["image"].shape == out["moving"].shape == (size, size, 3)
+    assert out["field_of_view"].shape == (size, size) and out["keypoints"].shape == out["moving_keypoints"].shape
+    known = ~np.isnan(out["keypoints"]).any(-1)
+    assert 40 < known.sum() < 256 and (known == ~np.isnan(out["moving_keypoints"]).any(-1)).all()
+    points, moving_points = out["keypoints"][known], out["moving_keypoints"][known]
+    there, here = sampled(out["moving"], moving_points), sampled(out["image"], points)
+    inside = (there[:, 2] > 0.499) & (here[:, 2] > 0.499)  # not on the rim, where black is mixed in
+    assert inside.sum() > 30
+    np.testing.assert_allclose(there[inside], here[inside], atol=1.5e-2)
+    # The views differ, and what is out of view is black.
+    assert np.abs(points - moving_points).max() > 0.02
+    lit = out["field_of_view"] > 0
+    assert not out["image"][~lit].any()
+    assert out["image"][lit, 2].min() >= 0.125  # the rim is mixed with black by three quarters at most
+
+
+def test_a_pair_without_motion_is_one_picture_twice():
+    still = {"translate": 0.0, "rotate": 0.0, "scale": 0.0, "shear": 0.0, "curvature": 0.0, "zoom": (1.0, 1.0)}
+    example = position_example() | {"labels": np.float32([1]), "id": "a", "boxes": np.zeros((0, 4), np.float32)}
+    out = run([spec("random_pair", size=160, points=5, **still)], example)
+    np.testing.assert_array_equal(out["image"], out["moving"])
+    np.testing.assert_allclose(out["image"][5:155, 80], example["image"][:, 100][:150], atol=1e-4)
+    np.testing.assert_array_equal(out["keypoints"], out["moving_keypoints"])
+    assert out["labels"] == 1 and out["id"] == "a" and "boxes" not in out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        ("translate", 0.4, 0.05),
+        ("rotate", 20, 0.02),
+        ("scale", 0.2, 0.02),
+        ("shear", 10, 0.02),
+        ("curvature", 0.1, 0.01),
+    ],
+)
+def test_every_part_of_the_motion_moves(option, value, least):
+    still = {"translate": 0.0, "rotate": 0.0, "scale": 0.0, "shear": 0.0, "curvature": 0.0}
+    moved = []
+    for seed in range(8):
+        out = run([spec("random_pair", size=64, **(still | {option: value}))], position_example(), seed)
+        moved.append(np.nanmax(np.abs(out["keypoints"] - out["moving_keypoints"])))
+    assert least < max(moved) < 0.5
+
+
+def test_nothing_in_view_makes_a_black_pair_without_points():
+    for example in ({"image": np.zeros((30, 40, 3), np.uint8)}, {"image": np.zeros((1, 1, 1), np.uint8)}):
+        out = run([spec("random_pair", size=16)], example)
+        assert not out["image"].any() and not out["moving"].any() and np.isnan(out["keypoints"]).all()
+
+
+def test_a_pair_goes_through_later_steps_together():
+    pair = run([spec("random_pair", size=60)], position_example(), 3)
+    flipped = run([spec("random_flip", horizontal=1.0), spec("resize", size=90)], pair)
+    for picture, points in (("image", "keypoints"), ("moving", "moving_keypoints")):
+        alone = run([spec("random_flip", horizontal=1.0), spec("resize", size=90)], {"image": pair[picture]})
+        np.testing.assert_array_equal(flipped[picture], alone["image"])
+        np.testing.assert_allclose(flipped[points], pair[points] * [1, -1] + [0, 1], atol=1e-6)
+    noisy = run([spec("random_noise", std=0.5)], {"image": pair["image"], "moving": pair["image"]})
+    assert np.abs(noisy["image"] - noisy["moving"]).max() > 0.01  # drawn anew
+    grey = run([spec("to_channels", channels=1)], pair | {"moving": np.uint8(pair["moving"] * 255)})
+    assert grey["moving"].shape == (60, 60, 1) and grey["moving"].dtype == np.float32
+    with pytest.raises(InputError, match=r"'moving': float32\[50, 60, 3\] found, uint8 or float32\[60, 60, 3\]"):
+        run([], pair | {"moving": pair["moving"][:50]})
 
 
 # ---------------------------------------------------------------------------------------------------------------- batch

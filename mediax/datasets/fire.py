@@ -28,6 +28,7 @@ from mediax.errors import InputError
 from mediax.phantoms import fundus
 
 CLASSES = ()
+CATEGORIES = ("S", "P", "A")
 
 SOURCE = builder.Source(
     title="FIRE",
@@ -143,14 +144,15 @@ def classes(config=None, **_) -> tuple[str, ...]:
 
 def read(record: Mapping[str, Any], *, wrong_points: Literal["unknown", "keep"] = "unknown") -> dict[str, Any]:
     """Turns a record into an example: image and moving u8[H,W,3], keypoints and moving_keypoints f32[P,2] (y, x as
-    fractions of the images), field_of_view u8[H,W], category.
+    fractions of the images), field_of_view u8[H,W], category i32, a number of CATEGORIES.
 
     `wrong_points` makes the points of P37 NaN ("unknown") or keeps them. Raises InputError for another value.
     """
     if wrong_points not in ("unknown", "keep"):
         raise InputError(f'fire: wrong_points={wrong_points!r}: expected "unknown" or "keep"')
     example = builder.example_of(record)
-    example |= {"moving": images.decode(record["moving"]), "category": record["category"]}
+    example |= {"moving": images.decode(record["moving"])}
+    example["category"] = np.int32(CATEGORIES.index(record["category"]))
     if record["points_wrong"] and wrong_points == "unknown":
         example |= {name: np.full_like(example[name], np.nan) for name in ("keypoints", "moving_keypoints")}
     return example

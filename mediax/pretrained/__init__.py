@@ -50,8 +50,9 @@ def check_exists(path: str | File) -> None:
     """Raises InputError if there is no such file."""
     if not File(path).is_file():
         raise InputError(
-            f"{path}: no such file; expected pretrained weights (.safetensors or .pth). `python -m mediax.pretrained "
-            "convert NAME --to DIR` downloads those of `python -m mediax.pretrained list`."
+            f"{path}: no such file; expected pretrained weights (.safetensors or .pth), or for a backbone the folder "
+            "of a run. `python -m mediax.pretrained convert NAME --to DIR` downloads those of `python -m "
+            "mediax.pretrained list`."
         )
 
 

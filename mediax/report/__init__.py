@@ -25,7 +25,7 @@ from mediax.metrics import Metric
 
 PHANTOM_WARNING = "Phantom data: these figures say nothing about the real dataset"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "clu", "numpy")
-FIGURES = ("curves", "samples", "roc", "reliability", "confusion", "projection")
+FIGURES = ("curves", "samples", "roc", "scatter", "success", "scores", "reliability", "confusion", "projection")
 
 # What may stand beside a figure, and how it is called.
 BESIDE = {"trivial": "trivial predictor", "reader": "second reader"}

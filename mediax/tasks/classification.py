@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Task:
     class_weights: Sequence[Sequence[float]] = ()
     label_smoothing: float = 0.0
     threshold: float | str = 0.5
+    image_axes: ClassVar[tuple[int, ...]] = ()  # of the outputs: none belongs to the image's rows or columns
 
     def __post_init__(self):
         if isinstance(self.threshold, str) and self.threshold not in THRESHOLDS:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Task:
     criterion: str = "cross_entropy"
     decision: str = "kappa"
     pairs: bool = False
+    image_axes: ClassVar[tuple[int, ...]] = ()  # of the outputs: none belongs to the image's rows or columns
 
     def __post_init__(self):
         for option, valid in (("criterion", CRITERIA), ("decision", DECISIONS)):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Task:
     huber_delta: float = 1.0
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    image_axes: ClassVar[tuple[int, ...]] = ()  # of the outputs: none belongs to the image's rows or columns
 
     def __post_init__(self):
         if not self.target_names or isinstance(self.target_names, str):

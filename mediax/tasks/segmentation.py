@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Task:
     focal_gamma: float = 2.0
     threshold: float | str = 0.5
     dtype: Any = jnp.float32  # that the head computes in
+    image_axes: ClassVar[tuple[int, ...]] = (2, 3)  # of the outputs: rows and columns of the image
 
     def __post_init__(self):
         if not self.structures or isinstance(self.structures, str):

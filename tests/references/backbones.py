@@ -15,18 +15,15 @@ import numpy as np
 import seeded
 import torch
 
-torch_library = torch.library.Library("torchvision", "DEF")
-for operator in (
-    "nms",
-    "qnms",
-):  # declared only: torchvision's own build may need another torch, and no model uses them
-    try:
+try:
+    import torchvision
+except RuntimeError:  # built for another torch: its operators need only be declared, as no model here uses them
+    torch_library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
         torch_library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        break  # torchvision's compiled operators are there
+    import torchvision
 
-import timm  # noqa: E402
-import torchvision  # noqa: E402
+import timm
 
 GOLDENS = Path(__file__).parent / "goldens"
 SMALL_CONVNEXT = {"depths": (1, 2, 3, 1), "dims": (8, 16, 24, 40)}

@@ -1,0 +1,204 @@
+"""Views of an image at inference: mirrored copies, and windows that overlap; their outputs become those of the image.
+
+What is averaged are a task's outputs, on which its loss is defined (logits, standardised numbers), not probabilities;
+so nnU-Net does too. Windows follow nnU-Net (Isensee et al., Nature Methods 18, 2021): evenly spread, the first and the
+last flush with the image's border, each output weighted by a Gaussian whose sigma is an eighth of the window's sides. A
+side shorter than the window's is padded with zeros, black, as transforms pad, and cut to size again.
+
+A task says by its `image_axes` which axes of its outputs are the rows and the columns of the image: two, or none where
+an output is of the image as a whole. A task without that attribute has outputs that cannot be put together.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mediax import catalog
+from mediax.batch import Batch
+from mediax.errors import InputError
+from mediax.model import Model, Tree
+
+FLIPS = {"horizontal": (False, True), "vertical": (True, False), "both": (True, True)}  # whether (rows, columns) turn
+ROWS_AND_COLUMNS = (1, 2)  # of images f32[B,H,W,C]
+SIGMA = 1 / 8  # of a window's side
+
+Network = Callable[[jax.Array], dict[str, jax.Array]]  # images f32[B,H,W,C] -> the outputs of each task
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of an image the network sees.
+
+    `flips` names the mirrored copies that are seen beside the image itself: "horizontal" (left-right), "vertical"
+    (top-bottom), "both" (turned by 180 degrees). `window` (height, width) cuts larger images into windows of that size,
+    of which neighbours share at least the fraction `overlap` of their sides; none sees the image as a whole.
+    """
+
+    flips: tuple[str, ...] = ()
+    window: tuple[int, ...] = ()
+    overlap: float = 0.5
+
+
+WHOLE = Views()  # the image itself, as a whole
+
+
+def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
+    """Raises InputError if the views, that the config `field` asks for, are none or none of what the tasks predict."""
+    for flip in views.flips:
+        if flip not in FLIPS:
+            raise InputError(f"config field {field}.flips: no flip {flip!r}; {catalog.suggestion(flip, FLIPS)}")
+    if views.window and (len(views.window) != 2 or not all(type(side) is int and side > 0 for side in views.window)):
+        raise InputError(f"config field {field}.window is {views.window!r}: expected (height, width) in pixels, or ()")
+    if not 0 <= views.overlap < 1:
+        raise InputError(f"config field {field}.overlap is {views.overlap}: expected 0 to below 1")
+    for name, task in tasks.items():
+        axes = getattr(task, "image_axes", None)
+        advice = f"leave it empty, or name other tasks in {field}.tasks"
+        if views.flips and axes is None:
+            raise InputError(
+                f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and averaged; "
+                f"{advice}"
+            )
+        if views.window and not axes:
+            raise InputError(
+                f"config field {field}.window: the outputs of the task {name!r} have no pixels, so those of windows "
+                f"cannot be put together; {advice}"
+            )
+
+
+def forward(
+    model: Model, tasks: Mapping[str, Any], params: Tree, batch_stats: Tree, batch: Batch, views: Views
+) -> dict[str, jax.Array]:
+    """Runs the network in inference mode on all views of the images; gives the outputs of each task, as `apply` does.
+
+    Views are taken one after another, so that memory is that of one window, beside the whole image's outputs. Nothing
+    of the batch but its images is moved.
+    """
+
+    def network(image: jax.Array) -> dict[str, jax.Array]:
+        return model.forward(tasks, params, batch_stats, batch | {"image": image}, key=jax.random.key(0))[0]
+
+    axes = {name: getattr(task, "image_axes", ()) for name, task in tasks.items()}
+    if views.flips:
+        network = _with_flips(network, views.flips, axes)
+    if views.window:
+        network = _in_windows(network, views.window, views.overlap, axes)
+    return network(batch["image"])
+
+
+def _with_flips(network: Network, flips: Sequence[str], axes: Mapping[str, Sequence[int]]) -> Network:
+    """The mean of what a network says of images and of their mirrored copies."""
+    turns = jnp.array([(False, False), *(FLIPS[flip] for flip in flips)])
+
+    def averaged(image: jax.Array) -> dict[str, jax.Array]:
+        def add(total, turn):
+            outputs = network(_mirrored(image, turn, ROWS_AND_COLUMNS))
+            return {name: total[name] + _mirrored(outputs[name], turn, axes[name]) for name in outputs}, None
+
+        zeros = {name: jnp.zeros(one.shape, one.dtype) for name, one in jax.eval_shape(network, image).items()}
+        total, _ = jax.lax.scan(add, zeros, turns)
+        return {name: outputs / len(turns) for name, outputs in total.items()}
+
+    return averaged
+
+
+def _mirrored(array: jax.Array, turn: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Turns the two `axes` round where `turn` bool[2] says so; an array that has none stays as it is."""
+    for axis, turned in zip(axes, turn):
+        array = jnp.where(turned, jnp.flip(array, axis), array)
+    return array
+
+
+def _in_windows(network: Network, window: Sequence[int], overlap: float, axes: Mapping[str, Sequence[int]]) -> Network:
+    """The weighted mean of what a network says of the windows of images."""
+    weight = gaussian(window)
+
+    def blended(image: jax.Array) -> dict[str, jax.Array]:
+        size = image.shape[1:3]
+        image = _padded(image, window)
+        places = corners(image.shape[1:3], window, overlap)
+
+        def add(total, corner):
+            outputs = network(jax.lax.dynamic_slice(image, (0, *corner, 0), (len(image), *window, image.shape[3])))
+            return {
+                name: _added(total[name], output * _spread(weight, axes[name], output.ndim), corner, axes[name])
+                for name, output in outputs.items()
+            }, None
+
+        of_window = jax.eval_shape(network, image[:, : window[0], : window[1]])
+        zeros = {
+            name: jnp.zeros(_resized(one.shape, image.shape[1:3], axes[name]), one.dtype)
+            for name, one in of_window.items()
+        }
+        total, _ = jax.lax.scan(add, zeros, jnp.array(places))
+        weights = _total(weight, places, image.shape[1:3])
+        return {
+            name: _cut(outputs / _spread(weights, axes[name], outputs.ndim), size, axes[name])
+            for name, outputs in total.items()
+        }
+
+    return blended
+
+
+def corners(size: Sequence[int], window: Sequence[int], overlap: float) -> list[tuple[int, int]]:
+    """The first (row, column) of each window of an image of that `size`, which is the window's at least."""
+    return list(itertools.product(*(_starts(length, side, overlap) for length, side in zip(size, window))))
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """As few as overlap by at least the fraction `overlap`, evenly spread."""
+    spare = length - side
+    gaps = math.ceil(spare / max(1, math.floor(side * (1 - overlap))))
+    return [round(spare * number / max(gaps, 1)) for number in range(gaps + 1)]
+
+
+def gaussian(window: Sequence[int]) -> np.ndarray:
+    """The weights f32[h,w] of a window's outputs: 1 in its middle, 1e-7 in its corners."""
+    height, width = (np.exp(-0.5 * ((np.arange(side) + 0.5 - side / 2) / (SIGMA * side)) ** 2) for side in window)
+    return np.outer(height, width).astype(np.float32)
+
+
+def _added(total: jax.Array, output: jax.Array, corner: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Adds a window's output to the whole at the place of its corner (row, column)."""
+    place = [0] * total.ndim
+    for axis, offset in zip(axes, corner):
+        place[axis] = offset
+    here = jax.lax.dynamic_slice(total, place, output.shape)
+    return jax.lax.dynamic_update_slice(total, here + output, place)
+
+
+def _spread(image: np.ndarray, axes: Sequence[int], ndim: int) -> np.ndarray:
+    """f[H,W] with axes of length 1 around, so that it broadcasts to outputs whose `axes` are rows and columns."""
+    return np.expand_dims(image, [axis for axis in range(ndim) if axis not in axes])
+
+
+def _resized(shape: Sequence[int], size: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """The shape of an output of an image of another size."""
+    shape = list(shape)
+    for axis, side in zip(axes, size):
+        shape[axis] = side
+    return shape
+
+
+def _padded(image: jax.Array, window: Sequence[int]) -> jax.Array:
+    """Images of the window's size at least, zeros below and on the right."""
+    missing = [(0, max(0, side - length)) for side, length in zip(window, image.shape[1:3])]
+    return jnp.pad(image, ((0, 0), *missing, (0, 0)))
+
+
+def _cut(output: jax.Array, size: Sequence[int], axes: Sequence[int]) -> jax.Array:
+    return jax.lax.slice(output, [0] * output.ndim, _resized(output.shape, size, axes))
+
+
+def _total(weight: np.ndarray, places: Sequence[tuple[int, int]], size: Sequence[int]) -> np.ndarray:
+    """The sum f32[H,W] of the windows' weights f32[h,w] at each pixel."""
+    total = np.zeros(size, np.float32)
+    for row, column in places:
+        total[row : row + weight.shape[0], column : column + weight.shape[1]] += weight
+    return total

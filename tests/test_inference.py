@@ -1,0 +1,218 @@
+"""Views at inference: flips equal the mean made by hand, windows equal the whole image where a network is local."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from flax import nnx
+
+from mediax import evaluate, experiment, inference
+from mediax.errors import InputError
+from mediax.inference import Views
+from mediax.model import Model, part
+from mediax.predict import make_predict_step
+from mediax.tasks.classification import Task as Classification
+from mediax.tasks.regression import Task as Regression
+from mediax.tasks.segmentation import Task as Segmentation
+
+CHANNELS = {1: 4, 2: 4}
+
+
+class Backbone(nnx.Module):
+    """A convolution that sees `side` x `side` pixels: f32[B,H,W,2] -> {1: f32[B,H,W,4], 2: half as large}."""
+
+    def __init__(self, *, side: int, rngs):
+        self.conv = nnx.Conv(2, 4, (side, side), rngs=rngs)
+
+    def __call__(self, image, *, train, rngs):
+        fine = jnp.tanh(self.conv(image))
+        return {1: fine, 2: nnx.avg_pool(fine, (2, 2), (2, 2))}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Two branches of what a pixel and the image's rows and columns say: outputs f32[2,B,H,W,4]."""
+
+    image_axes: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def parts(self, channels):
+        return {}
+
+    def apply(self, run, pyramid, batch):
+        return jnp.stack([pyramid[1], 2 * pyramid[1]])
+
+
+@dataclass(frozen=True)
+class Place(Pixels):
+    """Says where a pixel lies in what the network sees: f32[1,B,H,W,2]."""
+
+    def apply(self, run, pyramid, batch):
+        rows, columns = jnp.indices(batch["image"].shape[1:3]).astype(jnp.float32)
+        return jnp.broadcast_to(jnp.stack([rows, columns], -1), (1, len(batch["image"]), *rows.shape, 2))
+
+
+def _network(tasks, side=1):
+    parts = {"backbone": part(lambda rngs: Backbone(side=side, rngs=rngs))}
+    for task in tasks.values():
+        parts |= {name: part(build) for name, build in task.parts(CHANNELS).items()}
+    model = Model(parts, (0.5, 0.5), (0.25, 0.25))
+    return model, model.init(jax.random.key(1))
+
+
+def _images(height, width, rows=2):
+    return np.random.default_rng(0).random((rows, height, width, 2), np.float32)
+
+
+def _see(tasks, image, views=inference.WHOLE, *, side=1, **fields):
+    model, variables = _network(tasks, side)
+    return jax.jit(lambda batch: inference.forward(model, tasks, *variables, batch, views))({"image": image} | fields)
+
+
+SIZES = [(16, 12), (23, 41), (9, 30), (30, 5), (3, 4)]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.7])
+@pytest.mark.parametrize("size", SIZES)
+def test_windows_equal_the_whole_image_where_a_pixel_is_all_that_counts(size, overlap):
+    tasks, image = {"pixels": Pixels()}, _images(*size)
+    seen = _see(tasks, image, Views(window=(16, 12), overlap=overlap))["pixels"]
+    np.testing.assert_allclose(seen, _see(tasks, image)["pixels"], rtol=1e-4, atol=1e-6)
+
+
+def test_windows_differ_from_the_whole_image_by_their_borders_alone():
+    tasks, image = {"pixels": Pixels()}, _images(64, 64)
+    whole = np.asarray(_see(tasks, image, side=3)["pixels"])
+    off = np.abs(np.asarray(_see(tasks, image, Views(window=(32, 32)), side=3)["pixels"]) - whole)
+    # Borders of windows lie at 16, 32 and 48; there the weight is 1e-4 of that of the window whose middle it is.
+    assert 1e-6 < off.max() < 2e-3 * np.abs(whole).max()
+    assert off[:, :, 1:15, 1:15].max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("length", "side", "overlap", "expected"),
+    [
+        (40, 16, 0.5, [0, 8, 16, 24]),
+        (41, 16, 0.5, [0, 6, 12, 19, 25]),
+        (16, 16, 0.5, [0]),
+        (40, 16, 0.0, [0, 12, 24]),
+        (17, 16, 0.0, [0, 1]),
+    ],
+)
+def test_windows_are_as_few_as_overlap_enough_and_end_at_the_border(length, side, overlap, expected):
+    assert [row for row, _ in inference.corners((length, 7), (side, 7), overlap)] == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_of_windows_are_weighted_by_a_gaussian_about_their_middles(size):
+    """Windows that say where a pixel lies in them, put together as the definition has it."""
+    window, image = (16, 12), _images(*size)
+    padded = np.maximum(size, window)
+    total, weights = np.zeros((*padded, 2)), np.zeros((*padded, 1))
+    rows, columns = np.indices(window)
+    weight = np.exp(-(((rows - 7.5) / 2) ** 2) / 2 - ((columns - 5.5) / 1.5) ** 2 / 2)[..., None]
+    for row, column in inference.corners(padded, window, 0.5):
+        here = np.s_[row : row + 16, column : column + 12]
+        total[here] += weight * np.stack([rows, columns], -1)
+        weights[here] += weight
+    seen = _see({"place": Place()}, image, Views(window=window))["place"]
+    expected = (total / weights)[: size[0], : size[1]]
+    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), rtol=1e-4, atol=1e-4)
+
+
+def _by_hand(tasks, image, flips, side):
+    """The mean over mirrored copies, each mirrored and mirrored back with numpy."""
+    image_axes = {"horizontal": (2,), "vertical": (1,), "both": (1, 2)}
+    sums = _see(tasks, image, side=side)
+    for flip in flips:
+        outputs = _see(tasks, np.flip(image, image_axes[flip]), side=side)
+        for name, output in outputs.items():
+            axes = [axis + 1 for axis in image_axes[flip]] if tasks[name].image_axes else []
+            sums[name] = sums[name] + np.flip(output, axes)
+    return {name: output / (1 + len(flips)) for name, output in sums.items()}
+
+
+HEAD = {"name": "pooled"}
+TASKS = {
+    "pixels": Pixels(),
+    "vessels": Segmentation(name="a/vessels", structures=("Vessels",), head={"name": "unet", "normalize": False}),
+    "sex": Classification(name="a/sex", classes=("Female",), head=HEAD),
+    "age": Regression(name="a/age", target_names=("age",), head=HEAD),
+}
+
+
+@pytest.mark.parametrize("flips", [("horizontal",), ("vertical", "both"), ("horizontal", "vertical", "both")])
+def test_flips_are_the_mean_of_mirrored_copies(flips):
+    image = _images(10, 14)
+    seen, expected = _see(TASKS, image, Views(flips=flips), side=3), _by_hand(TASKS, image, flips, side=3)
+    whole = _see(TASKS, image, side=3)
+    for name in TASKS:
+        np.testing.assert_allclose(seen[name], expected[name], rtol=1e-4, atol=1e-6)
+    assert np.abs(seen["pixels"] - whole["pixels"]).max() > 0.01  # the kernels are not symmetric
+
+
+def test_flips_of_windows_are_the_mean_of_windows_of_mirrored_copies():
+    image, tasks, views = _images(20, 20), {"pixels": Pixels()}, Views(window=(12, 12))
+    seen = _see(tasks, image, Views(flips=("horizontal",), window=(12, 12)), side=3)["pixels"]
+    straight = _see(tasks, image, views, side=3)["pixels"]
+    mirrored = _see(tasks, image[:, :, ::-1], views, side=3)["pixels"][:, :, :, ::-1]
+    np.testing.assert_allclose(seen, (straight + mirrored) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rest_of_the_batch_stays_as_it_is():
+    """Counts of the steps that evaluate and predict: the field of view is not mirrored, the loss is of the mean."""
+    tasks = {"vessels": TASKS["vessels"]}
+    model, variables = _network(tasks, side=3)
+    rng = np.random.default_rng(3)
+    batch = {
+        "image": _images(16, 16),
+        "valid": np.array([True, False]),
+        "masks": (rng.random((2, 16, 16, 1)) < 0.3).astype(np.uint8),
+        "field_of_view": (np.arange(16)[:, None] + np.arange(16) < 20).astype(np.uint8)[None].repeat(2, 0),
+    }
+    mesh = toy.training().mesh
+    views = Views(flips=("horizontal", "vertical"), window=(8, 8))
+    found = evaluate.make_predict_step(model, tasks, mesh, views)(*variables, batch)["vessels"]
+    logits = inference.forward(model, tasks, *variables, batch, views)["vessels"]
+    task = tasks["vessels"]
+    expected = task.predict(logits, batch)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found["predictions"][name], values, rtol=1e-5)
+    assert found["targets"]["seen"].tolist() == batch["field_of_view"].sum((1, 2)).tolist()
+    assert found["count"] == 1
+    np.testing.assert_allclose(found["loss"], task.loss(logits, batch, 1.0)[0], rtol=1e-5)
+
+    reading = experiment.Reading(builder=None, transform=(), tasks=tasks, evaluation="test", views=views)
+    training = toy.replace(toy.training(), model=model)
+    alone = make_predict_step(training, reading)(*variables, {name: batch[name] for name in ("image", "valid")})
+    np.testing.assert_allclose(alone["vessels"]["probabilities"], expected["probabilities"], rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A task that says nothing of its outputs' axes."""
+
+
+@pytest.mark.parametrize(
+    ("views", "tasks", "message"),
+    [
+        (Views(flips=("sideways",)), {}, r"evaluations\.test\.flips: no flip 'sideways'; .*horizontal"),
+        (Views(window=(64,)), {}, r"evaluations\.test\.window is \(64,\): expected \(height, width\)"),
+        (Views(window=(64, 0)), {}, r"evaluations\.test\.window is \(64, 0\)"),
+        (Views(window=(64, 64), overlap=1.0), {}, r"evaluations\.test\.overlap is 1\.0: expected 0 to below 1"),
+        (Views(flips=("both",)), {"boxes": Boxes()}, r"evaluations\.test\.flips: the outputs of the task 'boxes'"),
+        (Views(window=(8, 8)), {"boxes": Boxes()}, r"evaluations\.test\.window: the outputs of the task 'boxes'"),
+        (Views(window=(8, 8)), {"sex": TASKS["sex"]}, r"window: the outputs of the task 'sex' have no pixels"),
+    ],
+)
+def test_what_cannot_be_put_together_is_said(views, tasks, message):
+    with pytest.raises(InputError, match=message):
+        inference.check(views, tasks, "evaluations.test")
+
+
+def test_tasks_that_can_be_put_together_pass():
+    inference.check(Views(flips=("horizontal", "both")), TASKS, "evaluations.test")
+    inference.check(Views(window=(8, 8)), {"vessels": TASKS["vessels"]}, "evaluations.test")
