@@ -19,7 +19,10 @@ from ml_collections import ConfigDict
 DATASETS = {
     "node21": {
         "build": {"size": 1024},
-        "test": {"test": {"split": "test", "protocol": "node21/detection"}, "test_coco": {"split": "test"}},
+        "test": {
+            "test": {"split": "test", "protocol": "node21/detection"},
+            "test_coco": {"split": "test", "protocol": "coco"},
+        },
     },
     "tbx11k": {
         "splits": ("train[:90%]", "train[90%:]"),
@@ -37,7 +40,10 @@ DATASETS = {
     },
     "chestxdet": {
         "build": {"size": 512},
-        "test": {"test": {"split": "test"}, "test_froc": {"split": "test", "protocol": "chestxdet/froc"}},
+        "test": {
+            "test": {"split": "test", "protocol": "coco"},
+            "test_froc": {"split": "test", "protocol": "chestxdet/froc"},
+        },
     },
 }
 RESNET_50 = {"name": "resnet", "channels": 1, "options": {"variant": "50"}}
@@ -134,22 +140,18 @@ SMALL_MODELS = {
     },
 }
 
+VARIANTS = tuple(f"{dataset},{model}" for dataset in DATASETS for model in MODELS)
 
-def get_config(variant: str = "node21,mask_rcnn") -> ConfigDict:
-    """The variant is `DATASET,MODEL` or `DATASET,MODEL,phantom`."""
-    words = variant.split(",")
-    phantom = words[-1] == "phantom"
-    if len(words) != 2 + phantom or words[0] not in DATASETS or words[1] not in MODELS:
-        raise ValueError(
-            f"no variant {variant!r}; valid: DATASET,MODEL[,phantom] with one of {', '.join(DATASETS)} and one of "
-            f"{', '.join(MODELS)}"
-        )
-    name, data = words[0], DATASETS[words[0]]
-    model = (SMALL_MODELS if phantom else MODELS)[words[1]]
+
+def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
+    """The variant is one of VARIANTS, with `,phantom` or without."""
+    name, kind, *phantom = variant.split(",")
+    data, full = DATASETS[name], MODELS[kind]
+    model = SMALL_MODELS[kind] if phantom else full
     train, validation = data.get("splits", ("train", "validation"))
     config = ConfigDict()
     config.seed = 0
-    config.steps = MODELS[words[1]]["steps"]
+    config.steps = full["steps"]
     config.log_every = 100
     config.evaluate_every = config.checkpoint_every = config.steps // 20
     config.backbone = model["backbone"]
@@ -169,12 +171,12 @@ def get_config(variant: str = "node21,mask_rcnn") -> ConfigDict:
             "tasks": {"detection": {"head": dict(model["head"])}},
         }
     }
-    if name == "chestxdet" and words[1] == "mask_rcnn":
+    if name == "chestxdet" and kind == "mask_rcnn":
         config.streams[name].tasks.detection.head.masks = True
     config.evaluations = {"validation": {"split": validation, "during_training": True}, **data["test"]}
     config.best = {"metric": "validation/detection/ap50/macro", "patience": 5}
     config.optimizer = {"name": "adamw", "peak": 1e-4, "warmup_steps": 500, **model["optimizer"]}
-    config.clip_norm = MODELS[words[1]]["clip_norm"]
+    config.clip_norm = full["clip_norm"]
     config.precision = "bfloat16"
     config.workers = 8
     return _phantom(config, name) if phantom else config

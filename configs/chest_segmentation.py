@@ -45,18 +45,14 @@ SMALL_MODELS = {
     "swin_unet": (SWIN, {"name": "unet", "widths": (48, 32, 16, 8)}),
 }
 
+VARIANTS = tuple(f"{dataset},{model}" for dataset in DATASETS for model in MODELS)
 
-def get_config(variant: str = "chexmask,unet") -> ConfigDict:
-    """The variant is `DATASET,MODEL` or `DATASET,MODEL,phantom`."""
-    words = variant.split(",")
-    phantom = words[-1] == "phantom"
-    if len(words) != 2 + phantom or words[0] not in DATASETS or words[1] not in MODELS:
-        raise ValueError(
-            f"no variant {variant!r}; valid: DATASET,MODEL[,phantom] with one of {', '.join(DATASETS)} and one of "
-            f"{', '.join(MODELS)}"
-        )
-    name, data = words[0], DATASETS[words[0]]
-    backbone, head = (SMALL_MODELS if phantom else MODELS)[words[1]]
+
+def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
+    """The variant is one of VARIANTS, with `,phantom` or without."""
+    name, model, *phantom = variant.split(",")
+    data = DATASETS[name]
+    backbone, head = (SMALL_MODELS if phantom else MODELS)[model]
     config = ConfigDict()
     config.seed = 0
     config.steps = 20_000

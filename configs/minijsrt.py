@@ -61,6 +61,7 @@ EXERCISES = {
         "steps": 1_000,
         "backbone": UNET,
         "task": {"name": "segmentation", "head": UNET_HEAD},
+        "protocol": "organs",
     },
     "organs": {
         "dataset": "minijsrt_organs",
@@ -68,6 +69,7 @@ EXERCISES = {
         "steps": 2_000,
         "backbone": UNET,
         "task": {"name": "segmentation", "head": UNET_HEAD, "exclusive": True},
+        "protocol": "organs",
     },
     "boxes": {
         "dataset": "minijsrt_organs",
@@ -140,14 +142,13 @@ PHANTOMS = {
     },
 }
 
+VARIANTS = tuple(EXERCISES)
 
-def get_config(variant: str = "") -> ConfigDict:
-    """The variant is an exercise (default: directions), `phantom` (made-up radiographs), or both with a comma."""
-    words = [word for word in variant.split(",") if word]
-    names = [word for word in words if word != "phantom"] or ["directions"]
-    if len(names) != 1 or names[0] not in EXERCISES:
-        raise ValueError(f"no variant {variant!r}; valid: one of {', '.join(EXERCISES)}, with `,phantom` or without")
-    exercise = EXERCISES[names[0]]
+
+def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
+    """The variant is one of VARIANTS, with `,phantom` or without."""
+    name, *phantom = variant.split(",")
+    exercise = EXERCISES[name]
     config = ConfigDict()
     config.seed = 0
     config.steps = exercise["steps"]
@@ -161,16 +162,17 @@ def get_config(variant: str = "") -> ConfigDict:
             "build": {"size": exercise["size"]},
             "batch_size": 16,
             "transform": exercise.get("transform", TRANSFORM),
-            "tasks": {names[0]: exercise["task"]},
+            "tasks": {name: exercise["task"]},
         }
     }
+    protocol = exercise.get("protocol", "image")
     config.evaluations = {
-        "training": {"split": "train", "during_training": True},
-        "test": {"split": "test"},
+        "training": {"split": "train", "protocol": protocol, "during_training": True},
+        "test": {"split": "test", "protocol": protocol},
     }
     config.best = {"metric": "training/loss", "mode": "min"}
     config.optimizer = {"name": "adamw", "peak": 1e-3, "warmup_steps": 50, "weight_decay": 0.01}
-    return _phantom(config, names[0]) if "phantom" in words else config
+    return _phantom(config, name) if phantom else config
 
 
 def _phantom(config: ConfigDict, name: str) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Writes the tables of the documentation from the code: `python docs/tables.py`; a test fails where they are stale.
 
-Between `<!-- datasets -->` and `<!-- end -->` in README.md: what each dataset is. In docs/datasets.md: what each one
+In README.md, up to the next `<!-- end -->`: after `<!-- datasets -->` what each dataset is, after `<!-- configs -->`
+each config in every variant, with its dataset, task, models and protocols. In docs/datasets.md: what each dataset
 annotates, what follows from that by the vocabulary, and what it says of itself. In docs/models.md: how far each model
 is from its reference, as `pytest --parity=docs/parity.json` measured it.
 """
@@ -9,12 +10,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mediax import catalog, vocabulary  # noqa: E402
+from mediax import catalog, experiment, vocabulary  # noqa: E402
 from mediax.datasets.__main__ import tasks  # noqa: E402
 
 KINDS = {
@@ -52,6 +55,46 @@ def dataset_table() -> str:
         cells = (f"`{name}`", module.SOURCE.title, ", ".join(tasks(module)), module.SOURCE.images, module.SOURCE.access)
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
+
+
+def config_table() -> str:
+    """One row for each config, dataset and task, with the variants that there are of it."""
+    rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for path in experiment.config_files():
+        for variant in experiment.variants(path):
+            config = experiment.load_config(f"{path}:{variant}").to_dict()
+            streams = config["streams"].values()
+            datasets = unique(stream["dataset"] for stream in (*streams, *config["evaluations"].values()))
+            learnt = unique(spec.get("name", name) for stream in streams for name, spec in stream["tasks"].items())
+            row = (path.name, ", ".join(datasets), ", ".join(learnt), ", ".join(final_protocols(config)))
+            rows.setdefault(row, []).append((variant, model_name(config)))
+    lines = ["| config | variants | dataset | task | models | protocols |", "|---|---|---|---|---|---|"]
+    for (file, datasets, learnt, protocols), cells in rows.items():
+        names = ", ".join(f"`{variant}`" for variant, _ in cells if variant)
+        models = ", ".join(unique(model for _, model in cells))
+        lines.append(f"| `{file}` | {names} | {datasets} | {learnt} | {models} | {protocols} |")
+    return "\n".join(lines)
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """The names but the empty one, each once, in their order."""
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def final_protocols(config: Mapping[str, Any]) -> list[str]:
+    """The protocols of what is evaluated in the end alone; of all evaluations if there is no such one."""
+    evaluations = config["evaluations"].values()
+    final = [spec for spec in evaluations if not spec["during_training"]]
+    return unique(spec["protocol"] for spec in final or evaluations)
+
+
+def model_name(config: Mapping[str, Any]) -> str:
+    """Backbone, its variant and the heads that are more than a linear layer: "resnet 50 + unet"."""
+    backbone = config["backbone"]
+    tasks = [spec for stream in config["streams"].values() for spec in stream["tasks"].values()]
+    heads = unique(spec.get("head", {}).get("name", "") for spec in tasks)
+    own = " ".join(unique([backbone["name"], backbone["options"].get("variant", "")]))
+    return " + ".join([own, *(head for head in heads if head not in ("pooled", backbone["name"]))])
 
 
 def implied(names) -> list[str]:
@@ -105,8 +148,9 @@ def model_page() -> str:
 def contents() -> dict[Path, str]:
     """The text that each file should have."""
     readme = (ROOT / "README.md").read_text()
-    table = f"<!-- datasets -->\n{dataset_table()}\n\n<!-- end -->"
-    readme = re.sub(r"<!-- datasets -->.*?<!-- end -->", lambda _: table, readme, flags=re.DOTALL)
+    for name, table in {"datasets": dataset_table(), "configs": config_table()}.items():
+        pattern, text = rf"<!-- {name} -->.*?<!-- end -->", f"<!-- {name} -->\n{table}\n\n<!-- end -->"
+        readme = re.sub(pattern, lambda _, text=text: text, readme, flags=re.DOTALL)
     docs = ROOT / "docs"
     return {ROOT / "README.md": readme, docs / "datasets.md": dataset_pages(), docs / "models.md": model_page()}
 

