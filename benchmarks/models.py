@@ -32,9 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "references")]  # torch's interp
 
 from mediax import memory  # noqa: E402
 
-# Measured apart, forward and backward, ours beside torch: a stage of ResNet-50 at 56x56 takes 2.0 times torch's time, at
-# 28x28 1.7, at 14x14 1.3, at 7x7 0.95 (two threads); with one thread LayerNorm 1.5, GELU 1.4, softmax 1.8, 3x3 depthwise
-# convolution 1.8, BatchNorm 1.6 times.
+# Measured apart, forward and backward, ours beside torch: a stage of ResNet-50 at 56x56 takes 2.0 times torch's time,
+# at 28x28 1.7, at 14x14 1.3, at 7x7 0.95 (two threads); with one thread LayerNorm 1.5, GELU 1.4, softmax 1.8, 3x3
+# depthwise convolution 1.8, BatchNorm 1.6 times.
 CONVOLUTION = (
     "dense convolutions of large maps: XLA's come from Eigen, torch's from oneDNN (a stage of ResNet-50 at 56x56 takes "
     "2.0 times torch's time, at 14x14 1.3, at 7x7 0.95)"

@@ -6,8 +6,8 @@
 PATH is an interpreter that has torch, torchvision, segmentation_models_pytorch, transformers and scipy, if this one has
 not; CHECKOUT is a checkout of https://github.com/IDEA-Research/DINO. Segmenters and Mask R-CNN run with their backbone,
 on an image of 256 pixels; Deformable DETR and DINO on the pyramid that a ResNet-50 gives of it. Losses are the mean of
-the squared logits, or the detector's own on two boxes an image. The references run without compiled operators of their
-own (torchvision's RoIAlign, deformable attention), in plain PyTorch. Linux only.
+the squared logits, or the detector's own on two boxes an image. torchvision's RoIAlign and NMS are its compiled ones if
+they can be loaded; deformable attention is the references' own in plain PyTorch. Linux only.
 """
 
 from __future__ import annotations
@@ -150,10 +150,11 @@ def upernet(batch: int, checkout: str | None):
 
 def mask_rcnn(batch: int, checkout: str | None):
     import torch
-    from detection import without_compiled_operators
+    from detection import torchvision, without_compiled_operators
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-    without_compiled_operators()
+    if not torchvision.extension._has_ops():
+        without_compiled_operators()
     options = {"min_size": SIZE, "max_size": SIZE, "num_classes": 1 + CLASSES, "trainable_backbone_layers": 5}
     network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **options).train()
     corners = torch.tensor(BOXES)[:, [1, 0, 3, 2]] * SIZE
@@ -182,7 +183,7 @@ def deformable_detr(batch: int, checkout: str | None):
     from transformers import DeformableDetrConfig
     from transformers.models.deformable_detr import modeling_deformable_detr as modeling
 
-    detection.STRIDES, detection.CHANNELS = (4, *PYRAMID), {4: 256, **PYRAMID}
+    detection.STRIDES, detection.CHANNELS = (4, *PYRAMID), (256, *PYRAMID.values())
     modeling.load_backbone = detection.Levels
     config = DeformableDetrConfig(num_labels=CLASSES, auxiliary_loss=True, dropout=0.0)
     network = modeling.DeformableDetrForObjectDetection(config).train()
@@ -198,6 +199,7 @@ def dino(batch: int, checkout: str | None):
 
     if checkout is None:
         raise SystemExit("needs --dino CHECKOUT")
+    del sys.modules["models"]  # this folder's: the authors' package has the same name
     network, criterion = build(Path(checkout), list(PYRAMID.values()), num_classes=CLASSES, dn_labelbook_size=CLASSES)
     network.backbone.levels = given_pyramid(batch)
     targets = [{"labels": torch.tensor([0, 2]), "boxes": centres()}] * batch

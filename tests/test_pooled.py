@@ -35,3 +35,12 @@ def test_dropout_acts_in_training_alone():
 def test_an_unknown_pooling_is_named():
     with pytest.raises(InputError, match="average_max"):
         Head({4: 5}, 2, pooling="maximum", rngs=nnx.Rngs(0))
+
+
+def test_the_gradient_of_a_maximum_goes_to_one_pixel():
+    features = jnp.zeros((2, 3, 3, 4)).at[0, 1, 2].set(1.0)  # of the second image all pixels are equal
+    head = Head({4: 4}, 1, pooling="average_max", rngs=nnx.Rngs(0))
+    head.linear.kernel[...] = jnp.concatenate([jnp.zeros((4, 1)), jnp.ones((4, 1))])
+    gradient = jax.grad(lambda x: head({4: x}, train=False, rngs=None).sum())(features)
+    assert gradient[0, 1, 2].tolist() == [1.0] * 4 and gradient[1, 0, 0].tolist() == [1.0] * 4
+    assert gradient.sum() == 8 and (gradient >= 0).all()

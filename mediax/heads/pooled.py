@@ -44,9 +44,19 @@ class Head(nnx.Module):
         features = pyramid[self.level].astype(jnp.float32)
         x = features.mean((1, 2))
         if self.pooling == "average_max":
-            x = jnp.concatenate([x, features.max((1, 2))], axis=-1)
+            x = jnp.concatenate([x, _maximum(features)], axis=-1)
         if self.norm is not None:
             x = self.norm(x)
         if train and self.dropout > 0:
             x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
         return self.linear(x).astype(jnp.float32)
+
+
+def _maximum(features: jax.Array) -> jax.Array:
+    """The maximum over H and W, f32[B,H,W,C] -> f32[B,C].
+
+    Its gradient goes to the place of the maximum, found once. jnp.max looks for it again in the backward pass, where a
+    compiler may round otherwise and find it nowhere: the gradient is then NaN (measured on a CPU).
+    """
+    pixels = features.reshape(len(features), -1, features.shape[-1])
+    return jnp.take_along_axis(pixels, pixels.argmax(1, keepdims=True), axis=1)[:, 0]
