@@ -1,5 +1,6 @@
 """The pooled head: what it pools, from which level, in which precision."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
