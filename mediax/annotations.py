@@ -6,6 +6,7 @@ that shapes which share a border share no pixel; what lies outside the image is 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,14 +16,23 @@ from mediax.errors import InputError
 # ---------------------------------------------------------------------------------------------------------------- boxes
 
 
+def numbers(values: Any, dtype: type) -> np.ndarray:
+    """Turns lists of numbers into an array; raises InputError for a truth value, which numpy would take for 1 or 0."""
+    if not isinstance(values, np.ndarray):
+        for value in np.asarray(values, object).ravel():
+            if isinstance(value, bool):
+                raise InputError(f"the value {value} where a number belongs; download the file again")
+    return np.asarray(values, dtype)
+
+
 def xyxy_to_boxes(corners: np.ndarray) -> np.ndarray:
     """Reorders f[N,4] xmin, ymin, xmax, ymax to boxes f32[N,4] ymin, xmin, ymax, xmax."""
-    return np.asarray(corners, np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+    return numbers(corners, np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
 
 
 def xywh_to_boxes(corners: np.ndarray) -> np.ndarray:
     """Turns f[N,4] xmin, ymin, width, height (COCO) into boxes f32[N,4] ymin, xmin, ymax, xmax."""
-    x, y, width, height = np.asarray(corners, np.float64).reshape(-1, 4).T
+    x, y, width, height = numbers(corners, np.float64).reshape(-1, 4).T
     return np.stack((y, x, y + height, x + width), axis=1).astype(np.float32)
 
 

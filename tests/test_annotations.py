@@ -349,3 +349,9 @@ def test_fused_boxes_equal_those_of_the_authors_package(seed):
     np.testing.assert_allclose(fused[ours], expected[theirs][:, [1, 0, 3, 2]], atol=1e-5)
     np.testing.assert_allclose(fused_scores[ours], expected_scores[theirs], atol=1e-5)
     np.testing.assert_array_equal(fused_labels[ours], expected_labels[theirs])
+
+
+@pytest.mark.parametrize("convert", [annotations.xyxy_to_boxes, annotations.xywh_to_boxes])
+def test_a_truth_value_is_no_number(convert):
+    with pytest.raises(InputError, match="the value True where a number belongs"):
+        convert([[1, 2, True, 4]])

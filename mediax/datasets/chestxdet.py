@@ -193,7 +193,10 @@ def image_boxes(where: str, corners: Any) -> np.ndarray:
 
 def outline(where: str, points: Any) -> np.ndarray:
     """The points of a polygon, f32[N,2] x, y; raises InputError unless they are three or more within the image."""
-    found = np.asarray(points, np.float32)
+    try:
+        found = annotations.numbers(points, np.float32)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     slack = builder.BOX_SLACK
     if found.ndim != 2 or found.shape[1] != 2 or len(found) < 3:
         raise InputError(f"{where}: a polygon of the shape {list(found.shape)}, expected [3 or more, 2]")
