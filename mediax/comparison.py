@@ -266,12 +266,17 @@ def _described(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[st
     made_up = at("phantom", result["dataset"]) if result["phantom"] else None
     options = [*sorted(_mapping(build).items()), *sorted(_mapping(made_up).items())]
     # The size of the stored images is the model's choice, and does not make it another dataset.
-    chosen = [f"{name} {value}" for name, value in options if name != "size"]
+    chosen = [_option(name, value) for name, value in options if name != "size"]
     return (
         str(at(*task, "name") or result["task"]),
         " + ".join(str(word) for word in words if word) or "unknown model",
         ", ".join([result["dataset"], *chosen]),
     )
+
+
+def _option(name: str, value: Any) -> str:
+    """Words an option; of a list or of a dict only how long it is."""
+    return f"{len(value)} {name}" if isinstance(value, list | tuple | Mapping) else f"{name} {value}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -453,10 +458,13 @@ def _summary(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _tables(groups: Sequence[Group], out: Path, problems: list[str]) -> Iterator[Block]:
+    titles = [(group.kind, group.split, group.protocol) for group in groups]
     learned = set()  # training curves are shown once, however many splits the same runs are scored on
     for number, group in enumerate(groups, start=1):
         kind, protocol = group.kind.replace("_", " ").capitalize(), _protocol(group.protocol).name
-        yield Heading(f"{kind}: split {group.split}, protocol {protocol}")
+        title = f"{kind}: split {group.split}, protocol {protocol}"
+        several = titles.count((group.kind, group.split, group.protocol)) > 1
+        yield Heading(f"{title}, {group.metric}" if several else title)
         direction = "higher" if _sign(group.metric) > 0 else "lower"
         yield Paragraph(f"Protocol {group.protocol}. Headline figure: {group.metric}, {direction} is better.")
         yield _table(group)

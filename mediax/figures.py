@@ -360,7 +360,12 @@ def learning_curves(path: str | os.PathLike, logs: Mapping[str, Sequence[Mapping
             if found:
                 lines[name] = series[found[0]]
     panels = {"Training loss": losses, metric.removesuffix("/macro").replace("_", " "): scores}
-    panels = {title: lines for title, lines in panels.items() if lines}
+    # One evaluation, or a metric that is undefined there, makes no curve.
+    panels = {
+        title: lines
+        for title, lines in panels.items()
+        if any(np.isfinite(values).sum() > 1 for _, values in lines.values())
+    }
     if not panels:
         return False
     styles = dict(zip(logs, _styles()))
