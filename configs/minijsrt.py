@@ -106,8 +106,8 @@ PHANTOMS = {
     "gender": {"images": (240, 100), "size": 96, "steps": 160, "backbone": SMALL_RESNET_18},
     "age": {
         "images": (1000, 100),
-        "size": 128,
-        "steps": 1_000,
+        "size": 96,
+        "steps": 800,
         "backbone": SMALL_RESNET_18,
         "task": {"head": {"name": "pooled", "pooling": "average_max"}, "mean": (54.0,), "std": (20.0,)},
     },
