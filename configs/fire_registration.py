@@ -72,7 +72,7 @@ def _phantom(config: ConfigDict) -> ConfigDict:
         "fire": {"pairs": tuple(pairs), "size": 384},
     }
     config.streams.eyepacs.build = {"size": 288}
-    config.streams.eyepacs.tasks.registration.head.update({"coarse": 8, "fine": 4, "width": 32, "refinements": 1})
+    config.streams.eyepacs.tasks.registration.head.update({"coarse": 8, "fine": 4, "width": 32})
     config.backbone.options.update({"depths": (1, 1, 1), "width": 0.25})
     config.steps = 400
     config.log_every = 20

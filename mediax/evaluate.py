@@ -1,6 +1,5 @@
 """Evaluation: every row of a split exactly once through the model, then the task's metrics under a protocol."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,13 +158,8 @@ def collect_all(
 
 
 def calibrate(evaluation: Evaluation, collected: Collected) -> dict[str, dict[str, Any]]:
-    """Lets every task fix its thresholds on this split's cases; one that asks for `groups` gets each case's patient."""
-    calibration = {}
-    for name, task in evaluation.tasks.items():
-        predictions, targets, groups = cases(evaluation, collected, name)
-        wanted = {"groups": groups} if "groups" in inspect.signature(task.calibrate).parameters else {}
-        calibration[name] = task.calibrate(predictions, targets, **wanted)
-    return calibration
+    """Lets every task fix its thresholds on this split's cases, of which it gets the patients, too."""
+    return {name: task.calibrate(*cases(evaluation, collected, name)) for name, task in evaluation.tasks.items()}
 
 
 def score(

@@ -1,4 +1,4 @@
-"""Views of an image at inference: mirrored copies, and windows that overlap; their outputs become those of the image.
+"""Views of an image at inference: mirrored or shifted copies, and windows that overlap; their outputs become its own.
 
 What is averaged are a task's outputs, on which its loss is defined (logits, standardised numbers), not probabilities;
 so nnU-Net does too. Windows follow nnU-Net (Isensee et al., Nature Methods 18, 2021): evenly spread, the first and the
@@ -36,11 +36,13 @@ class Views:
     """Which views of an image the network sees.
 
     `flips` names the mirrored copies that are seen beside the image itself: "horizontal" (left-right), "vertical"
-    (top-bottom), "both" (turned by 180 degrees). `window` (height, width) cuts larger images into windows of that size,
-    of which neighbours share at least the fraction `overlap` of their sides; none sees the image as a whole.
+    (top-bottom), "both" (turned by 180 degrees). `shift` adds eight copies that are moved by so many pixels, up, down,
+    left, right and aslant, black where they show nothing. `window` (height, width) cuts larger images into windows of
+    that size, of which neighbours share at least the fraction `overlap` of their sides; none sees the image as a whole.
     """
 
     flips: tuple[str, ...] = ()
+    shift: int = 0
     window: tuple[int, ...] = ()
     overlap: float = 0.5
 
@@ -53,6 +55,8 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
     for flip in views.flips:
         if flip not in FLIPS:
             raise InputError(f"config field {field}.flips: no flip {flip!r}; {catalog.suggestion(flip, FLIPS)}")
+    if type(views.shift) is not int or views.shift < 0:
+        raise InputError(f"config field {field}.shift is {views.shift!r}: expected a number of pixels, 0 or more")
     if views.window and (len(views.window) != 2 or not all(type(side) is int and side > 0 for side in views.window)):
         raise InputError(f"config field {field}.window is {views.window!r}: expected (height, width) in pixels, or ()")
     if not 0 <= views.overlap < 1:
@@ -64,6 +68,11 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
             raise InputError(
                 f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and averaged; "
                 f"{advice}"
+            )
+        if views.shift and axes != ():
+            raise InputError(
+                f"config field {field}.shift: the outputs of the task {name!r} are of places in the image, so those of "
+                f"shifted copies cannot be averaged; {advice.replace('empty', '0')}"
             )
         if views.window and not axes:
             raise InputError(
@@ -85,6 +94,8 @@ def forward(
         return model.forward(tasks, params, batch_stats, batch | {"image": image}, key=jax.random.key(0))[0]
 
     axes = {name: getattr(task, "image_axes", ()) for name, task in tasks.items()}
+    if views.shift:
+        network = _with_shifts(network, views.shift)
     if views.flips:
         network = _with_flips(network, views.flips, axes)
     if views.window:
@@ -92,20 +103,40 @@ def forward(
     return network(batch["image"])
 
 
+def _with_shifts(network: Network, shift: int) -> Network:
+    """The mean of what a network says of images and of their copies that are moved by `shift` pixels."""
+    corners = jnp.array(list(itertools.product((0, shift, 2 * shift), repeat=2)))
+
+    def averaged(image: jax.Array) -> dict[str, jax.Array]:
+        padded = jnp.pad(image, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+        return _mean(lambda corner: network(jax.lax.dynamic_slice(padded, (0, *corner, 0), image.shape)), corners)
+
+    return averaged
+
+
 def _with_flips(network: Network, flips: Sequence[str], axes: Mapping[str, Sequence[int]]) -> Network:
     """The mean of what a network says of images and of their mirrored copies."""
     turns = jnp.array([(False, False), *(FLIPS[flip] for flip in flips)])
 
     def averaged(image: jax.Array) -> dict[str, jax.Array]:
-        def add(total, turn):
+        def turned(turn: jax.Array) -> dict[str, jax.Array]:
             outputs = network(_mirrored(image, turn, ROWS_AND_COLUMNS))
-            return {name: total[name] + _mirrored(outputs[name], turn, axes[name]) for name in outputs}, None
+            return {name: _mirrored(output, turn, axes[name]) for name, output in outputs.items()}
 
-        zeros = {name: jnp.zeros(one.shape, one.dtype) for name, one in jax.eval_shape(network, image).items()}
-        total, _ = jax.lax.scan(add, zeros, turns)
-        return {name: outputs / len(turns) for name, outputs in total.items()}
+        return _mean(turned, turns)
 
     return averaged
+
+
+def _mean(outputs_of: Callable[[jax.Array], dict[str, jax.Array]], views: jax.Array) -> dict[str, jax.Array]:
+    """The mean of the outputs of the `views`, one along the first axis after another."""
+
+    def add(total, view):
+        return jax.tree.map(jnp.add, total, outputs_of(view)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs_of, views[0]))
+    total, _ = jax.lax.scan(add, zeros, views)
+    return jax.tree.map(lambda one: one / len(views), total)
 
 
 def _mirrored(array: jax.Array, turn: jax.Array, axes: Sequence[int]) -> jax.Array:

@@ -123,7 +123,8 @@ def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calib
     task = evaluation.tasks[scored.task]
     name = evaluation.name if len(evaluation.tasks) == 1 else f"{evaluation.name}_{scored.task}"
     predictions, targets, _ = evaluate.cases(evaluation, rows, scored.task)
-    task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
+    if hasattr(task, "draw"):  # of curves; not every task has some
+        task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
     task.draw_samples(workdir, name, rows.images, rows.predictions[scored.task], rows.targets[scored.task], calibration)
 
 

@@ -192,7 +192,7 @@ def test_head(name):
 def test_task(name):
     module = catalog.load("tasks", name)
     assert module.__doc__ and dataclasses.is_dataclass(module.Task)
-    for method in ("parts", "apply", "count", "loss", "predict", "targets", "calibrate", "metrics", "draw"):
+    for method in ("parts", "apply", "count", "loss", "predict", "targets", "calibrate", "metrics"):
         assert getattr(module.Task, method).__doc__, f"{name}.Task.{method} has no docstring"
 
 

@@ -132,7 +132,7 @@ class Stub:
     def __init__(self):
         self.asked = {}
 
-    def calibrate(self, predictions, targets):
+    def calibrate(self, predictions, targets, groups):
         return {"threshold": float(predictions["scores"].mean())}
 
     def trivial(self, predictions, calibration):
@@ -172,9 +172,9 @@ def test_thresholds_come_from_one_split_and_figures_from_another():
     np.testing.assert_array_equal(task.asked["scores"], np.float32(SCORES))
 
 
-def test_a_task_that_asks_for_the_patients_calibrates_with_them():
+def test_a_task_calibrates_with_the_patients_of_the_cases():
     class Pairs(Stub):
-        def calibrate(self, predictions, targets, groups=None):
+        def calibrate(self, predictions, targets, groups):
             return {"groups": groups.tolist()}
 
     tasks = {"stub": Pairs()}

@@ -162,6 +162,26 @@ def test_flips_of_windows_are_the_mean_of_windows_of_mirrored_copies():
     np.testing.assert_allclose(seen, (straight + mirrored) / 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [1, 3])
+def test_shifts_are_the_mean_of_nine_moved_copies(shift):
+    tasks, image = {name: TASKS[name] for name in ("sex", "age")}, _images(10, 14)
+    padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    copies = [
+        padded[:, row : row + 10, column : column + 14]
+        for row in (0, shift, 2 * shift)
+        for column in (0, shift, 2 * shift)
+    ]
+    outputs = [_see(tasks, copy, side=3) for copy in copies]
+    seen = _see(tasks, image, Views(shift=shift), side=3)
+    for name in tasks:
+        np.testing.assert_allclose(seen[name], np.mean([each[name] for each in outputs], 0), rtol=1e-4, atol=1e-6)
+        assert np.abs(seen[name] - outputs[4][name]).max() > 1e-4
+    both = _see(tasks, image, Views(shift=shift, flips=("horizontal",)), side=3)
+    mirrored = _see(tasks, image[:, :, ::-1], Views(shift=shift), side=3)
+    for name in tasks:
+        np.testing.assert_allclose(both[name], (seen[name] + mirrored[name]) / 2, rtol=1e-4, atol=1e-6)
+
+
 def test_the_rest_of_the_batch_stays_as_it_is():
     """Counts of the steps that evaluate and predict: the field of view is not mirrored, the loss is of the mean."""
     tasks = {"vessels": TASKS["vessels"]}
@@ -203,6 +223,9 @@ class Boxes:
         (Views(window=(64,)), {}, r"evaluations\.test\.window is \(64,\): expected \(height, width\)"),
         (Views(window=(64, 0)), {}, r"evaluations\.test\.window is \(64, 0\)"),
         (Views(window=(64, 64), overlap=1.0), {}, r"evaluations\.test\.overlap is 1\.0: expected 0 to below 1"),
+        (Views(shift=-1), {}, r"evaluations\.test\.shift is -1: expected a number of pixels, 0 or more"),
+        (Views(shift=2), {"vessels": TASKS["vessels"]}, r"shift: the outputs of the task 'vessels' are of places"),
+        (Views(shift=2), {"boxes": Boxes()}, r"shift: the outputs of the task 'boxes' are of places"),
         (Views(flips=("both",)), {"boxes": Boxes()}, r"evaluations\.test\.flips: the outputs of the task 'boxes'"),
         (Views(window=(8, 8)), {"boxes": Boxes()}, r"evaluations\.test\.window: the outputs of the task 'boxes'"),
         (Views(window=(8, 8)), {"sex": TASKS["sex"]}, r"window: the outputs of the task 'sex' have no pixels"),
@@ -215,4 +238,5 @@ def test_what_cannot_be_put_together_is_said(views, tasks, message):
 
 def test_tasks_that_can_be_put_together_pass():
     inference.check(Views(flips=("horizontal", "both")), TASKS, "evaluations.test")
+    inference.check(Views(shift=1), {"sex": TASKS["sex"], "age": TASKS["age"]}, "evaluations.test")
     inference.check(Views(window=(8, 8)), {"vessels": TASKS["vessels"]}, "evaluations.test")

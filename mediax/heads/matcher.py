@@ -45,7 +45,7 @@ class Head(nnx.Module):
         fine: int = 4,
         width: int = 64,
         radius: int = 3,
-        refinements: int = 2,
+        refinements: int = 3,
         tolerance: float = 0.01,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,

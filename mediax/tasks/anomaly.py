@@ -116,7 +116,12 @@ class Task:
         self._learned(batch)
         return {"labels": batch["labels"]}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Fits the mixture, and the threshold to the scores of images that the mixture they are scored by did not see.
 
         Images labelled as anomalous are left out; clusters know no labels.
@@ -179,17 +184,6 @@ class Task:
     def assign(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
         """The most likely component of the mixture for each image, i[N]."""
         return component_log_densities(predictions["code"], calibration).argmax(axis=1)
-
-    def draw(
-        self,
-        folder: Path,
-        name: str,
-        predictions: Mapping[str, np.ndarray],
-        targets: Mapping[str, np.ndarray],
-        *,
-        classes: Sequence[str] = (),
-    ) -> None:
-        """Draws nothing: scores and clusters need the mixture, so `draw_samples` draws them."""
 
     def draw_samples(
         self,

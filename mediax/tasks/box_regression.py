@@ -104,7 +104,12 @@ class Task:
         truth, found = self._truth(batch)
         return {"boxes": truth, "found": found}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Notes the mean of each class's known boxes, None if there are none: what `trivial` predicts."""
         self._check_single(targets)
         of_class = (rows[~np.isnan(rows).any(axis=1)] for rows in targets["boxes"].swapaxes(0, 1))
@@ -136,17 +141,6 @@ class Task:
         right = np.where(np.isnan(overlap), np.nan, overlap >= 0.5)
         values = np.stack([overlap, right], axis=2)
         return metrics.case_means(values, [self.names[i] for i in index], PER_CLASS, groups, resamples=resamples)
-
-    def draw(
-        self,
-        folder: Path,
-        name: str,
-        predictions: Mapping[str, np.ndarray],
-        targets: Mapping[str, np.ndarray],
-        *,
-        classes: Sequence[str] = (),
-    ) -> None:
-        """Draws no curves: the overlays of `draw_samples` are the pictures of this task."""
 
     def draw_samples(
         self,

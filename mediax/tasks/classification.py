@@ -105,7 +105,12 @@ class Task:
         """Picks from the batch what `metrics` compares the predictions with."""
         return {"labels": batch["labels"]}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
 
         `prevalence` is what `trivial` answers.

@@ -114,7 +114,12 @@ class Task:
             targets |= {"masks_known": known, "masks": masks["masks"]}
         return targets
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Has nothing to choose on validation data: average precision needs no threshold."""
         return {}
 
@@ -174,17 +179,6 @@ class Task:
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Finds no box in any image."""
         return dict(predictions) | {"scores": np.zeros_like(predictions["scores"])}
-
-    def draw(
-        self,
-        folder: Path,
-        name: str,
-        predictions: Mapping[str, np.ndarray],
-        targets: Mapping[str, np.ndarray],
-        *,
-        classes: Sequence[str] = (),
-    ) -> None:
-        """Draws no curves."""
 
     def draw_samples(
         self,

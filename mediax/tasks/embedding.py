@@ -109,7 +109,12 @@ class Task:
         """Picks from the batch what `metrics` compares the predictions with: `labels`, if there are any."""
         return {"labels": batch["labels"]} if "labels" in batch else {}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Chooses nothing: neighbours come from the split that is scored, from its other patients."""
         return {}
 

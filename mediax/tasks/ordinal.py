@@ -118,7 +118,7 @@ class Task:
         self,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
-        groups: Sequence | None = None,
+        groups: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data.
 
@@ -184,17 +184,6 @@ class Task:
             return predictions["scores"].argmax(axis=1)
         grade = self._blended(predictions, calibration, groups)
         return np.searchsorted(calibration["thresholds"], grade, side="right")
-
-    def draw(
-        self,
-        folder: Path,
-        name: str,
-        predictions: Mapping[str, np.ndarray],
-        targets: Mapping[str, np.ndarray],
-        *,
-        classes: Sequence[str] = (),
-    ) -> None:
-        """Draws nothing: the confusion of grades needs the thresholds, so `draw_samples` draws it."""
 
     def draw_samples(
         self,

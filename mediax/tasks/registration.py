@@ -104,7 +104,12 @@ class Task:
         self._check(batch)
         return {name: batch[name] for name in ("keypoints", "category") if name in batch}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Has nothing to choose on validation data."""
         return {}
 

@@ -106,7 +106,12 @@ class Task:
         self._known(batch)
         return {"target": batch["target"]}
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Notes the median of each target's known values, None if there are none: what `trivial` predicts."""
         columns = (column[~np.isnan(column)] for column in targets["target"].T)
         return {"median": [float(np.median(column)) if column.size else None for column in columns]}

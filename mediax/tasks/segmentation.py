@@ -149,7 +149,12 @@ class Task:
             targets |= {f"reader_{name}": values for name, values in second.items()}
         return targets
 
-    def calibrate(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def calibrate(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
 
         Of equally good ones the nearest to 0.5 is taken; it is 0.5 where no mask of a structure is known.
@@ -218,17 +223,6 @@ class Task:
         return {
             name: np.repeat(targets[f"reader_{name}"][..., None], count, -1) for name in ("called", "overlap", "height")
         }
-
-    def draw(
-        self,
-        folder: Path,
-        name: str,
-        predictions: Mapping[str, np.ndarray],
-        targets: Mapping[str, np.ndarray],
-        *,
-        classes: Sequence[str] = (),
-    ) -> None:
-        """Draws no curves: the overlays of `draw_samples` are the pictures of this task."""
 
     def draw_samples(
         self,
