@@ -84,7 +84,7 @@ EXERCISES = {
         "steps": 5_000,
         "backbone": AUTOENCODER,
         "transform": (),
-        "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 16},
+        "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 16, "quantile": 0.99},
     },
     "clusters": {
         "dataset": "minijsrt_directions",

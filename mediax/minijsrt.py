@@ -22,7 +22,7 @@ from mediax.phantoms import chest
 
 UPLOADS = "http://imgcom.jsrt.or.jp/imgcom/wp-content/uploads"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".dcm")
-CODE = re.compile(r"JPC[LN]N\d{3}", re.IGNORECASE)
+CODE = re.compile(r"JPC[LN]N\d{3,}", re.IGNORECASE)
 
 
 def source(title: str, *, files: str, images: str, tree: str) -> builder.Source:

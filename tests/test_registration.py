@@ -274,15 +274,16 @@ def test_the_parts_run_on_both_images():
 
 @pytest.mark.slow  # minutes
 def test_pairs_that_it_never_saw_fit_after_it_learnt_from_single_photographs(tmp_path):
+    """Measured: on views of unseen photographs an AUC of 0.74 and an error of 0.012 of the trivial one; on pairs 0.31
+    and 0.066, where a pixel of the network's 192 is 15 of those that the tolerances, up to 25, are told in."""
     path = Path(__file__).parent.parent / "configs" / "fire_registration.py"
-    config = experiment.load_config(f"{path}:phantom").to_dict()
-    config |= {"steps": 150, "evaluate_every": 150, "checkpoint_every": 150, "resamples": 100}
+    config = experiment.load_config(f"{path}:phantom").to_dict() | {"resamples": 100}
     folders = experiment.Folders(manual=None, data=tmp_path / "data", work=tmp_path / "run")
     run.run(config, folders, mode="train", arguments=[])
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     figures = {one["evaluation"]: {metric["name"]: metric for metric in one["metrics"]} for one in results}
-    for evaluation in ("validation", "test"):
+    for evaluation, auc, error in (("validation", 0.6, 0.03), ("test", 0.2, 0.1)):
         found = figures[evaluation]
-        assert found["error"]["value"] < 0.25 * found["error"]["trivial"]
-        assert found["auc"]["value"] > found["auc"]["trivial"] + 0.3
+        assert found["auc"]["trivial"] == 0 and found["auc"]["value"] > auc
+        assert found["error"]["value"] < error * found["error"]["trivial"]
     assert {"success_test.png", "samples_test.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
