@@ -16,6 +16,12 @@ STEPS_PER_EPOCH = 4708 // 32
 SIZE = {"name": "resize", "size": 64}
 # The percentiles 1 and 99 of each image become black and white: exposure differs between images and says nothing.
 EXPOSURE = {"name": "window", "low": 1.0, "high": 99.0}
+# Nor is sharpness to be learnt from, which depends on the size that a radiograph had: alone (the mean Laplacian over
+# the standard deviation) it tells the classes of the training images apart with an AUROC of 0.87.
+UNSHARP = (
+    {"name": "random_blur", "sigma": 1.0, "probability": 0.7},
+    {"name": "random_noise", "std": 0.06, "probability": 0.5},
+)
 PEAKS = {"fine_tuned": 1e-3, "scratch": 4e-3}
 VARIANTS = tuple(PEAKS)
 
@@ -37,6 +43,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
             "batch_size": 32,
             "transform": (
                 EXPOSURE,
+                *UNSHARP,
                 SIZE,
                 {"name": "random_affine", "rotate": 12, "translate": 0.1, "scale": 0.12, "probability": 0.5},
                 {"name": "random_intensity", "brightness": 0.02, "contrast": 0.05, "gamma": 0.05},
@@ -65,7 +72,6 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
         "start_fraction": 0.04,
         "weight_decay": 0.05,
     }
-    config.cpu_devices = 2
     if phantom:
         config.phantom = {"medmnist": {}}
         config.steps = 20

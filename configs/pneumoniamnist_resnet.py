@@ -10,6 +10,12 @@ from ml_collections import ConfigDict
 STEPS_PER_EPOCH = 4708 // 64
 # The percentiles 1 and 99 of each image become black and white: exposure differs between images and says nothing.
 EXPOSURE = {"name": "window", "low": 1.0, "high": 99.0}
+# Nor is sharpness to be learnt from, which depends on the size that a radiograph had: alone (the mean Laplacian over
+# the standard deviation) it tells the classes of the training images apart with an AUROC of 0.87.
+UNSHARP = (
+    {"name": "random_blur", "sigma": 1.0, "probability": 0.7},
+    {"name": "random_noise", "std": 0.06, "probability": 0.5},
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -18,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"no variant {variant!r}; valid: phantom")
     config = ConfigDict()
     config.seed = 0
-    config.steps = 28 * STEPS_PER_EPOCH
+    config.steps = 25 * STEPS_PER_EPOCH
     config.evaluate_every = STEPS_PER_EPOCH
     config.checkpoint_every = STEPS_PER_EPOCH
     config.backbone = {
@@ -33,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": 64,
             "transform": (
                 EXPOSURE,
+                *UNSHARP,
                 {"name": "random_affine", "rotate": 12, "translate": 0.1, "scale": 0.12, "probability": 0.9},
                 {"name": "random_intensity", "brightness": 0.02, "contrast": 0.05, "gamma": 0.05},
             ),
@@ -56,13 +63,12 @@ def get_config(variant: str = "") -> ConfigDict:
         "name": "adamw",
         "peak": 2e-3,
         "schedule": "one_cycle",
-        "warmup_steps": 6 * STEPS_PER_EPOCH,
+        "warmup_steps": 5 * STEPS_PER_EPOCH,
         "start_fraction": 0.04,
         "final_fraction": 0.3,
         "weight_decay": 0.05,
     }
     config.ema_decay = 0.994
-    config.cpu_devices = 2
     if variant == "phantom":
         config.phantom = {"medmnist": {}}
         config.steps = 20

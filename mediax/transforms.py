@@ -22,15 +22,12 @@ step draws anew for each, and has the field of view of `moving` found in it.
 
 An option annotated with `Annotated[type, Expected(...)]` is checked when the pipeline is built, not in a worker.
 
-Coordinates. Points are (x, y) in pixels, and pixel i covers [i, i + 1): its centre is i + 0.5 and an image of width W
-spans [0, W]. So resizing is a pure scale, a flip is x -> W - x, and x is the fraction x / W of the width. An `Affine`
-(a, b, c, d, e, f) is the first two rows of a 3x3 matrix: x' = a x + b y + c, y' = d x + e y + f.
+Coordinates are those of `affine`; the fraction x / W of the width is x over the width in pixels.
 
 Sampling. Consecutive geometry steps are composed into one matrix and resampled once, so what an early crop cuts off may
 come back into view in a later step of the same run; one that takes the field of view begins a new run, so put it first.
-Images are sampled bilinearly, and averaged over areas first along every axis that shrinks below `SHRINK`. Masks and the
-field of view are sampled at the nearest pixel: that keeps the expected area of structures thinner than an output pixel
-(vessels, small lesions); cutting averages would erase them.
+Images are sampled bilinearly or averaged. Masks and the field of view are sampled at the nearest pixel: that keeps the
+expected area of structures thinner than an output pixel (vessels, small lesions); cutting averages would erase them.
 """
 
 import difflib
@@ -45,22 +42,19 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 import cv2
 import numpy as np
 
-from mediax import annotations
+from mediax import affine, annotations
+from mediax.affine import Affine
 from mediax.errors import InputError
 
 # One thread per worker process: the loader already runs one process per core.
 cv2.setNumThreads(0)
 
-SHRINK = 0.75  # Below this scale bilinear sampling skips input pixels and aliases.
 LEVELS = 4096  # Of the histograms that are matched: 12 bits, what a radiograph's detector tells apart.
-WHOLE = 1e-3  # Pixels: a border this close to a pixel's is on it (f32 geometry is good to 3e-4 at 4000 pixels).
 
 WHOLE_FIELDS = ("id", "patient_id", "study_id", "labels", "target")  # of an example that are not of places in it
 
-Affine = tuple[float, float, float, float, float, float]
 Example = dict[str, Any]
 Geometry = tuple[Affine, tuple[int, int]]
-IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class Expected(NamedTuple):
@@ -140,7 +134,7 @@ def resize(
     """Resizes to `size`: stretched, or with its aspect ratio kept and then cropped or padded about the centre."""
     out_height, out_width = _pair(size)
     if aspect == "stretch":
-        return _scaling(out_width / width, out_height / height), (out_height, out_width)
+        return affine.scaling(out_width / width, out_height / height), (out_height, out_width)
     choose = max if aspect == "crop" else min
     scale = choose(out_height / height, out_width / width)
     # Whole pixels, so that the image's border falls on pixel borders; the aspect ratio is off by half a pixel at most.
@@ -152,7 +146,7 @@ def resize(
 def center_crop(height: int, width: int, rng: np.random.Generator, *, size: Size) -> Geometry:
     """Cuts `size` pixels out of the centre; an image that is smaller is padded."""
     out_height, out_width = _pair(size)
-    return _translation((out_width - width) // 2, (out_height - height) // 2), (out_height, out_width)
+    return affine.translation((out_width - width) // 2, (out_height - height) // 2), (out_height, out_width)
 
 
 def field_of_view_crop(
@@ -165,17 +159,17 @@ def field_of_view_crop(
     """
     top, left, bottom, right = annotations.masks_to_boxes(field_of_view[..., None])[0].tolist()
     if math.isnan(top):
-        return IDENTITY, (height, width)
+        return affine.IDENTITY, (height, width)
     side = round(max(bottom - top, right - left) * (1 + 2 * margin))
     y, x = (side - round(top + bottom)) // 2, (side - round(left + right)) // 2
-    return _translation(x, y), (side, side)
+    return affine.translation(x, y), (side, side)
 
 
 def random_crop(height: int, width: int, rng: np.random.Generator, *, size: Size) -> Geometry:
     """Cuts `size` pixels out of a random place in the image; a side that is shorter is padded about its middle."""
     out_height, out_width = _pair(size)
     y, x = _random_start(rng, height, out_height), _random_start(rng, width, out_width)
-    return _translation(-x, -y), (out_height, out_width)
+    return affine.translation(-x, -y), (out_height, out_width)
 
 
 def random_field_of_view_crop(
@@ -189,7 +183,7 @@ def random_field_of_view_crop(
     seen = np.flatnonzero(field_of_view)
     chosen = seen[rng.integers(len(seen))] if len(seen) else rng.integers(height * width)
     y, x = divmod(int(chosen), width)
-    return _translation(out_width // 2 - x, out_height // 2 - y), (out_height, out_width)
+    return affine.translation(out_width // 2 - x, out_height // 2 - y), (out_height, out_width)
 
 
 def random_resized_crop(
@@ -229,7 +223,7 @@ def random_affine(
     `scale`, the translation in +-`translate` of the width and of the height.
     """
     if rng.random() >= probability:
-        return IDENTITY, (height, width)
+        return affine.IDENTITY, (height, width)
     angle, shearing = math.radians(_spread(rng, rotate)), math.tan(math.radians(_spread(rng, shear)))
     factor = 1.0 + _spread(rng, scale)
     cosine, sine = factor * math.cos(angle), factor * math.sin(angle)
@@ -276,7 +270,7 @@ def random_intensity(
     if rng.random() < probability:
         if gamma:
             exponent = math.exp(_spread(rng, math.log1p(gamma)))
-            image = _at_most_one(cv2.pow(image, exponent)).reshape(image.shape)
+            image = affine.at_most_one(cv2.pow(image, exponent)).reshape(image.shape)
         factor, shift = 1.0 + _spread(rng, contrast), _spread(rng, brightness)
         if contrast:
             shift += (1.0 - factor) * sum(cv2.mean(image)) / image.shape[2]
@@ -307,7 +301,7 @@ def random_blur(
     if drawn < 0.1:  # The neighbours' weight is then below 1e-20, and cv2 takes sigma 0 as "not given".
         return image
     blurred = cv2.GaussianBlur(image, (0, 0), drawn, borderType=cv2.BORDER_REPLICATE)
-    return _at_most_one(blurred).reshape(image.shape)
+    return affine.at_most_one(blurred).reshape(image.shape)
 
 
 def random_erase(
@@ -444,7 +438,7 @@ def to_channels(image: np.ndarray, rng: np.random.Generator, *, channels: Annota
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    return _at_most_one(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
+    return affine.at_most_one(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None]
 
 
 # -------------------------------------------------------------------------------------------------------------- example
@@ -607,17 +601,21 @@ class Pipeline:
         _check_example(example)
         image = example["image"]
         original_size = size = image.shape[:2]
-        moved, total = IDENTITY, IDENTITY
+        moved, total = affine.IDENTITY, affine.IDENTITY
         for step in self.steps:
             if step.takes_field_of_view or step.kind != "geometry":  # These see pixels: what is due is done first.
-                image, total, moved = self._move(example, image, moved, size), compose(moved, total), IDENTITY
+                image, total, moved = (
+                    self._move(example, image, moved, size),
+                    affine.compose(moved, total),
+                    affine.IDENTITY,
+                )
             seen = (_field_of_view(example, image),) if step.takes_field_of_view else ()
             if step.kind == "geometry":
                 matrix, size = step.function(*size, *seen, rng, **step.options)
-                moved = compose(matrix, moved)
+                moved = affine.compose(matrix, moved)
             elif step.kind == "example":
                 example = step.function(example | {"image": image}, *seen, rng, **step.options)
-                image, total = example["image"], IDENTITY
+                image, total = example["image"], affine.IDENTITY
                 original_size = size = image.shape[:2]
             else:
                 image = step.function(_unit_range(image), *seen, rng, **step.options)
@@ -630,30 +628,30 @@ class Pipeline:
             if picture is not None:
                 example[name] = np.ascontiguousarray(_unit_range(picture))
         if self.keep_geometry or "geometry" in example:
-            _keep_geometry(example, compose(moved, total), original_size)
+            _keep_geometry(example, affine.compose(moved, total), original_size)
         return example
 
     def _move(self, example: Example, image: np.ndarray, matrix: Affine, size: tuple[int, int]) -> np.ndarray:
         """Moves the fields of `example` in place and returns the moved image."""
         old_size = image.shape[:2]
-        if matrix == IDENTITY and size == old_size:
+        if matrix == affine.IDENTITY and size == old_size:
             return image
         for name in ("masks", "second_masks"):
             if name in example:
-                example[name] = _resample(example[name], matrix, size, nearest=True)
+                example[name] = affine.resample(example[name], matrix, size, nearest=True)
         if "field_of_view" in example:
             view = example["field_of_view"][..., None]
-            example["field_of_view"] = _resample(view, matrix, size, nearest=True)[..., 0]
+            example["field_of_view"] = affine.resample(view, matrix, size, nearest=True)[..., 0]
         if "moving" in example:
-            example["moving"] = _resample(example["moving"], matrix, size, self.padding)
+            example["moving"] = affine.resample(example["moving"], matrix, size, self.padding)
         for name in ("keypoints", "moving_keypoints"):
             if name in example:
-                example[name] = _move_keypoints(example[name], matrix, old_size, size)
+                example[name] = affine.move_keypoints(example[name], matrix, old_size, size)
         if "boxes" in example:
             _move_boxes(example, matrix, old_size, size, self.min_visibility)
         if "spacing_mm" in example:
-            example["spacing_mm"] = _move_spacing(example["spacing_mm"], matrix)
-        return _resample(image, matrix, size, self.padding)
+            example["spacing_mm"] = affine.move_spacing(example["spacing_mm"], matrix)
+        return affine.resample(image, matrix, size, self.padding)
 
 
 @dataclass(frozen=True)
@@ -770,14 +768,14 @@ def invert_boxes(boxes: np.ndarray, geometry: np.ndarray, size, original_size) -
       original_size: (height, width) of the original, as kept by a pipeline.
     """
     current = np.asarray(boxes, np.float64) * np.tile(np.asarray(size, np.float64), 2)
-    hull = _move_hull(current, invert(_as_affine(geometry)))
+    hull = affine.move_hull(current, affine.invert(affine.as_affine(geometry)))
     return np.clip(hull, 0.0, np.tile(np.asarray(original_size, np.float64), 2)).astype(np.float32)
 
 
 def invert_keypoints(keypoints: np.ndarray, geometry: np.ndarray, size) -> np.ndarray:
     """Moves keypoints back: f32[N,2] (y, x) fractions of an image of `size` to f32[N,2] (y, x) original PIXELS."""
     current = np.asarray(keypoints, np.float64) * np.asarray(size, np.float64)
-    return _move_points(current, invert(_as_affine(geometry))).astype(np.float32)
+    return affine.move_points(current, affine.invert(affine.as_affine(geometry))).astype(np.float32)
 
 
 def invert_mask(mask: np.ndarray, geometry: np.ndarray, original_size) -> np.ndarray:
@@ -787,77 +785,15 @@ def invert_mask(mask: np.ndarray, geometry: np.ndarray, original_size) -> np.nda
     Moving probabilities back before the threshold is the more exact of the two.
     """
     size = tuple(int(length) for length in original_size)
-    matrix = invert(_as_affine(geometry))
+    matrix = affine.invert(affine.as_affine(geometry))
     if mask.dtype == np.uint8:
-        return (_resample(mask * np.uint8(255), matrix, size) >= 128).astype(np.uint8)
-    return _resample(np.asarray(mask, np.float32), matrix, size)
-
-
-# ------------------------------------------------------------------------------------------------------- affine algebra
-
-
-def compose(second: Affine, first: Affine) -> Affine:
-    """The matrix product second @ first: `first` is applied first."""
-    a, b, c, d, e, f = second
-    p, q, r, s, t, u = first
-    return a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f
-
-
-def invert(matrix: Affine) -> Affine:
-    """The inverse of an affine matrix that is not singular (no pipeline makes a singular one)."""
-    a, b, c, d, e, f = matrix
-    determinant = a * e - b * d
-    a, b, d, e = e / determinant, -b / determinant, -d / determinant, a / determinant
-    return a, b, -(a * c + b * f), d, e, -(d * c + e * f)
-
-
-def _translation(x: float, y: float) -> Affine:
-    return 1.0, 0.0, float(x), 0.0, 1.0, float(y)
-
-
-def _scaling(x: float, y: float) -> Affine:
-    return x, 0.0, 0.0, 0.0, y, 0.0
-
-
-def _as_affine(geometry: np.ndarray) -> Affine:
-    return tuple(np.asarray(geometry, np.float64)[:2].ravel().tolist())
-
-
-def _keep_geometry(example: Example, matrix: Affine, size: tuple[int, int]) -> None:
-    if "geometry" in example:
-        matrix = compose(matrix, _as_affine(example["geometry"]))
-    else:
-        example["original_size"] = np.array(size, np.int32)
-    example["geometry"] = np.array([matrix[:3], matrix[3:], (0.0, 0.0, 1.0)], np.float32)
-
-
-# ------------------------------------------------------------------------------------- moving points, boxes and spacing
-
-
-def _move_points(points: np.ndarray, matrix: Affine) -> np.ndarray:
-    """Moves f64[N,2] (y, x) in pixels."""
-    a, b, c, d, e, f = matrix
-    y, x = points[..., 0], points[..., 1]
-    return np.stack((d * x + e * y + f, a * x + b * y + c), axis=-1)
-
-
-def _move_hull(boxes: np.ndarray, matrix: Affine) -> np.ndarray:
-    """Axis-aligned hulls of the moved f64[N,4] boxes in pixels."""
-    a, b, _, d, e, _ = matrix
-    center = _move_points((boxes[..., :2] + boxes[..., 2:]) / 2, matrix)
-    half = (boxes[..., 2:] - boxes[..., :2]) / 2
-    half = _move_points(half, (abs(a), abs(b), 0.0, abs(d), abs(e), 0.0))
-    return np.concatenate((center - half, center + half), axis=-1)
-
-
-def _move_keypoints(keypoints: np.ndarray, matrix: Affine, old_size, size) -> np.ndarray:
-    pixels = np.asarray(keypoints, np.float64) * np.array(old_size, np.float64)
-    return (_move_points(pixels, matrix) / np.array(size, np.float64)).astype(np.float32)
+        return (affine.resample(mask * np.uint8(255), matrix, size) >= 128).astype(np.uint8)
+    return affine.resample(np.asarray(mask, np.float32), matrix, size)
 
 
 def _move_boxes(example: Example, matrix: Affine, old_size, size, min_visibility: float) -> None:
     boxes = np.asarray(example["boxes"], np.float64) * np.array(old_size * 2, np.float64)
-    hull = _move_hull(boxes, matrix) / np.array(size * 2, np.float64)
+    hull = affine.move_hull(boxes, matrix) / np.array(size * 2, np.float64)
     clipped = hull.clip(0.0, 1.0)
     area = _areas(clipped)
     keep = (area > 0) & (area >= min_visibility * _areas(hull) * (1.0 - 1e-6))
@@ -870,135 +806,12 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _move_spacing(spacing_mm: np.ndarray, matrix: Affine) -> np.ndarray:
-    """The length in mm of one step down and of one step right on the new grid."""
-    row, column = (float(value) for value in spacing_mm)
-    a, b, _, d, e, _ = invert(matrix)
-    return np.array((math.hypot(b * column, e * row), math.hypot(a * column, d * row)), np.float32)
-
-
-# ----------------------------------------------------------------------------------------------------------- resampling
-
-
-def _resample(
-    image: np.ndarray, matrix: Affine, size: tuple[int, int], padding: float | str = 0.0, nearest: bool = False
-):
-    """Moves the pixels of u8 or f32[H,W,C] by `matrix` onto a grid of `size`; floats stay in [0,1]."""
-    channels = image.shape[2]
-    if channels == 0:
-        return np.zeros((*size, 0), image.dtype)
-    if channels > 4:  # More than cv2 takes.
-        parts = (image[..., i : i + 4] for i in range(0, channels, 4))
-        return np.concatenate([_resample(part, matrix, size, padding, nearest) for part in parts], axis=2)
-    moved = _resample_along_axes(image, matrix, size, padding, nearest)
-    if moved is None:
-        moved = _warp(*((image, matrix) if nearest else _shrink(image, matrix)), size, padding, nearest)
-    return moved.reshape(*size, channels)
-
-
-def _warp(image: np.ndarray, matrix: Affine, size: tuple[int, int], padding: float | str, nearest: bool):
-    a, b, c, d, e, f = matrix
-    # cv2 puts the centre of the first pixel at 0 instead of 0.5.
-    matrix = np.array(((a, b, c + (a + b - 1.0) / 2), (d, e, f + (d + e - 1.0) / 2)))
-    border, value = _border(padding, image.dtype)
-    flags = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-    return _at_most_one(cv2.warpAffine(image, matrix, size[::-1], flags=flags, borderMode=border, borderValue=value))
-
-
-def _at_most_one(fresh: np.ndarray) -> np.ndarray:
-    """Clips floats in place, because the weights of an interpolation sum to one only up to rounding."""
-    return np.minimum(fresh, 1.0, out=fresh) if fresh.dtype == np.float32 else fresh
-
-
-def _border(padding: float | str, dtype) -> tuple[int, tuple[float, ...]]:
-    if padding == "edge":
-        return cv2.BORDER_REPLICATE, (0.0,) * 4
-    return cv2.BORDER_CONSTANT, (round(padding * 255) if dtype == np.uint8 else padding,) * 4
-
-
-def _shrink(image: np.ndarray, matrix: Affine):
-    """Averages over areas along axes that `matrix` shrinks, and returns what is left to do from there."""
-    height, width = image.shape[:2]
-    a, b, _, d, e, _ = matrix
-    scale_x, scale_y = math.hypot(a, d), math.hypot(b, e)
-    new_width = max(1, round(width * scale_x)) if scale_x < SHRINK else width
-    new_height = max(1, round(height * scale_y)) if scale_y < SHRINK else height
-    if (new_height, new_width) == (height, width):
-        return image, matrix
-    image = _resize(image, new_height, new_width)
-    return image, compose(matrix, _scaling(width / new_width, height / new_height))
-
-
-def _resize(image: np.ndarray, height: int, width: int, nearest: bool = False):
-    if nearest:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    old_height, old_width = image.shape[:2]
-    new_height = height if height < SHRINK * old_height else old_height
-    new_width = width if width < SHRINK * old_width else old_width
-    channels = image.shape[2]
-    if (new_height, new_width) != (old_height, old_width):
-        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA)
-    if (new_height, new_width) != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return _at_most_one(image).reshape(height, width, channels)
-
-
-class _AxisPlan(NamedTuple):
-    """Along one axis: pixels start..stop of the image, resized to `length` pixels, begin at `offset` of the result."""
-
-    start: int
-    stop: int
-    length: int
-    offset: int
-
-
-def _plan_axis(length: int, scale: float, offset: float, out_length: int) -> _AxisPlan | None:
-    """The plan for x' = scale x + offset, if the result's borders or the image's borders fall between pixels."""
-    start, stop = -offset / scale, (out_length - offset) / scale
-    if start > -WHOLE and stop < length + WHOLE and _is_whole(start) and _is_whole(stop) and stop - start > 0.5:
-        return _AxisPlan(round(start), round(stop), out_length, 0)
-    first, last = offset, offset + scale * length
-    if _is_whole(first) and _is_whole(last) and last - first > 0.5 and last > 0.5 and first < out_length - 0.5:
-        return _AxisPlan(0, length, round(last) - round(first), round(first))
-    return None
-
-
-def _is_whole(value: float) -> bool:
-    return abs(value - round(value)) < WHOLE
-
-
-def _resample_along_axes(image: np.ndarray, matrix: Affine, size: tuple[int, int], padding: float | str, nearest: bool):
-    """Flips, crops, resizes and pads without a warp: faster, and exact at borders. None if `matrix` asks for more."""
-    scale_x, b, x, d, scale_y, y = matrix
-    if b or d:
-        return None
-    height, width = size
-    flip_x, flip_y = scale_x < 0, scale_y < 0
-    if flip_x:
-        scale_x, x = -scale_x, width - x
-    if flip_y:
-        scale_y, y = -scale_y, height - y
-    rows = _plan_axis(image.shape[0], scale_y, y, height)
-    columns = _plan_axis(image.shape[1], scale_x, x, width)
-    if rows is None or columns is None:
-        return None
-    image = image[rows.start : rows.stop, columns.start : columns.stop]
-    if image.shape[:2] != (rows.length, columns.length):
-        image = _resize(image, rows.length, columns.length, nearest)
-    if (rows.length, columns.length) != size or rows.offset or columns.offset:
-        image = _place(image, rows.offset, columns.offset, size, padding)
-    if flip_x or flip_y:
-        image = cv2.flip(image, -1 if flip_x and flip_y else int(flip_x))
-    return image
-
-
-def _place(image: np.ndarray, y: int, x: int, size: tuple[int, int], padding: float | str):
-    """Puts the image's corner at (y, x) of a canvas of `size`: crops what is outside, pads what is empty."""
-    image = image[max(0, -y) : size[0] - y, max(0, -x) : size[1] - x]
-    top, left = max(0, y), max(0, x)
-    bottom, right = size[0] - top - image.shape[0], size[1] - left - image.shape[1]
-    border, value = _border(padding, image.dtype)
-    return cv2.copyMakeBorder(image, top, bottom, left, right, border, value=value)
+def _keep_geometry(example: Example, matrix: Affine, size: tuple[int, int]) -> None:
+    if "geometry" in example:
+        matrix = affine.compose(matrix, affine.as_affine(example["geometry"]))
+    else:
+        example["original_size"] = np.array(size, np.int32)
+    example["geometry"] = np.array([matrix[:3], matrix[3:], (0.0, 0.0, 1.0)], np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts
@@ -1068,13 +881,13 @@ def _lookup(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _pick(image: np.ndarray, places: np.ndarray, step: float) -> np.ndarray:
     """Samples f32[H,W,C] at places (x, y) f64[h,w,2] in pixels, `step` pixels apart; what is far apart is averaged."""
     height, width, channels = image.shape
-    if 1 / step < SHRINK:
-        small = _resize(image, max(1, round(height / step)), max(1, round(width / step)))
+    if 1 / step < affine.SHRINK:
+        small = affine.resize(image, max(1, round(height / step)), max(1, round(width / step)))
         places = places * (small.shape[1] / width, small.shape[0] / height)
         image = small
     # cv2 puts the centre of the first pixel at 0 instead of 0.5.
     place = (places - 0.5).astype(np.float32)
-    return _at_most_one(cv2.remap(image, place, None, cv2.INTER_LINEAR)).reshape(*place.shape[:2], channels)
+    return affine.at_most_one(cv2.remap(image, place, None, cv2.INTER_LINEAR)).reshape(*place.shape[:2], channels)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

@@ -23,6 +23,7 @@ LAYERS = (
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
     (
+        "affine",
         "operators",
         "batch",
         "vocabulary",

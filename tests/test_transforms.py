@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mediax import transforms
+from mediax import affine, transforms
 from mediax.errors import InputError
 from mediax.transforms import build, build_batch
 
@@ -190,7 +190,7 @@ def test_masks_of_many_channels_move_like_one():
 def test_spacing_is_the_length_of_a_step_on_the_new_grid(angle):
     radians = math.radians(angle)
     cosine, sine = 2 * math.cos(radians), 2 * math.sin(radians)  # a rotation, twice as large
-    down, right = transforms._move_spacing(np.array([0.2, 0.4], np.float32), (cosine, -sine, 0, sine, cosine, 0))
+    down, right = affine.move_spacing(np.array([0.2, 0.4], np.float32), (cosine, -sine, 0, sine, cosine, 0))
     assert right == pytest.approx(math.hypot(0.4 * math.cos(radians), 0.2 * math.sin(radians)) / 2)
     assert down == pytest.approx(math.hypot(0.4 * math.sin(radians), 0.2 * math.cos(radians)) / 2)
 
