@@ -109,7 +109,7 @@ PHANTOMS = {
         "size": 96,
         "steps": 800,
         "backbone": SMALL_RESNET_18,
-        "task": {"head": {"name": "pooled", "pooling": "average_max"}, "mean": (54.0,), "std": (20.0,)},
+        "task": {"head": {"name": "pooled", "pooling": "average_max"}},
     },
     "lung": {
         "images": (80, 20),

@@ -201,10 +201,18 @@ def test_ages_are_the_tables(raw):
             lines = {line["filenames"].removesuffix(".jpg"): float(line["age"]) for line in csv.DictReader(file)}
         targets = {name: module.read(record)["target"] for name, record in splits[split].items()}
         assert {name: target.tolist() for name, target in targets.items()} == {k: [v] for k, v in lines.items()}
-    drawn = truth(0)
-    assert splits["train"]["JPCLN001"]["age"] == round(drawn.age)
+    drawn = module.phantom_radiograph(0, 0, 48)
+    assert splits["train"]["JPCLN001"]["age"] == drawn.age
     shown = pixels(splits["train"]["JPCLN001"]).astype(float)
     assert np.abs(shown - images.to_uint8(drawn.image)).mean() < 3
+
+
+def test_the_phantom_s_ages_are_spread_as_jsrt_s(monkeypatch):
+    module = catalog.load("datasets", "minijsrt_age")
+    monkeypatch.setattr(minijsrt, "draw", lambda seed, number, *, size, age: age)
+    ages = [module.phantom_radiograph(0, number, 48) for number in range(1000)]
+    assert min(ages) >= 20 and max(ages) <= 88 and all(age == round(age) for age in ages)
+    assert np.mean(ages) == pytest.approx(58, abs=1.5) and np.std(ages) == pytest.approx(14, abs=1)
 
 
 @pytest.mark.parametrize(

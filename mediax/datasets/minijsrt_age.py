@@ -18,9 +18,12 @@ from absl import logging
 
 from mediax import builder, images, minijsrt
 from mediax.errors import InputError
+from mediax.phantoms import chest
 
 CLASSES = ()
 TARGETS = ("age in years",)
+YEARS = (58, 14)  # the phantom's: mean and standard deviation
+AGES = 4711  # makes its ages independent of what else a patient is
 TABLES = {"train": "trainingdata.csv", "test": "testdata.csv"}
 
 SOURCE = minijsrt.source(
@@ -100,6 +103,8 @@ def phantom(
 ) -> None:
     """Writes generated radiographs under `root`, laid out as XPAge01 is; ages are whole years from 20 to 88.
 
+    They are spread as the JSRT database's are known to be, about 58 years with a standard deviation of about 14.
+
     Args:
       root: the dataset's own raw folder, `<manual_dir>/minijsrt_age`.
       train, test: how many images there are.
@@ -111,7 +116,7 @@ def phantom(
     folder = archive / "XP"
 
     def write(number: int) -> dict[str, Any]:
-        radiograph = minijsrt.draw(seed, number, size=size)
+        radiograph = phantom_radiograph(seed, number, size)
         path = folder / "JPGs" / f"{minijsrt.jsrt_code(number)}.jpg"
         minijsrt.write(path, images.to_uint8(radiograph.image), colour=colour)
         return {"filenames": path.name, "age": round(radiograph.age)}
@@ -119,3 +124,9 @@ def phantom(
     lines = list(builder.in_order(write, range(train + test), workers))
     builder.write_table(folder / TABLES["train"], ("filenames", "age"), lines[:train])
     builder.write_table(folder / TABLES["test"], ("filenames", "age"), lines[train:])
+
+
+def phantom_radiograph(seed: int, number: int, size: int) -> chest.Radiograph:
+    """One image of the phantom, at the age that its table says."""
+    age = np.random.default_rng([seed, number, AGES]).normal(*YEARS)
+    return minijsrt.draw(seed, number, size=size, age=float(np.clip(age, 20, 88).round()))
