@@ -1,4 +1,4 @@
-"""Pneumonia on PneumoniaMNIST's 28x28 radiographs with a small ConvNeXt; otherwise as pneumoniamnist_resnet.py.
+"""Pneumonia on PneumoniaMNIST's 28x28 radiographs with a small ConvNeXt, on images as sharp as they are.
 
     python -m mediax.main --config=configs/pneumoniamnist_convnext.py --manual_dir=DIR --workdir=runs/pneumonia
 
@@ -10,12 +10,6 @@ from ml_collections import ConfigDict
 STEPS_PER_EPOCH = 4708 // 64
 # The percentiles 1 and 99 of each image become black and white: exposure differs between images and says nothing.
 EXPOSURE = {"name": "window", "low": 1.0, "high": 99.0}
-# Nor is sharpness to be learnt from, which depends on the size that a radiograph had: alone (the mean Laplacian over
-# the standard deviation) it tells the classes of the training images apart with an AUROC of 0.87.
-UNSHARP = (
-    {"name": "random_blur", "sigma": 1.0, "probability": 0.7},
-    {"name": "random_noise", "std": 0.06, "probability": 0.5},
-)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -45,7 +39,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": 64,
             "transform": (
                 EXPOSURE,
-                *UNSHARP,
                 {"name": "random_affine", "rotate": 12, "translate": 0.1, "scale": 0.12, "probability": 0.9},
                 {"name": "random_intensity", "brightness": 0.02, "contrast": 0.05, "gamma": 0.05},
             ),
@@ -74,6 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "weight_decay": 0.05,
     }
     config.ema_decay = 0.994
+    config.cpu_devices = 2
     if variant == "phantom":
         config.phantom = {"medmnist": {}}
         config.steps = 20
