@@ -37,8 +37,8 @@ class Views:
 
     `flips` names the mirrored copies that are seen beside the image itself: "horizontal" (left-right), "vertical"
     (top-bottom), "both" (turned by 180 degrees). `shift` adds eight copies that are moved by so many pixels, up, down,
-    left, right and aslant, black where they show nothing. `window` (height, width) cuts larger images into windows of
-    that size, of which neighbours share at least the fraction `overlap` of their sides; none sees the image as a whole.
+    left, right and diagonally, black where they show nothing. `window` (height, width) cuts larger images into windows
+    of that size, of which neighbours share at least the fraction `overlap` of their sides; none sees the whole image.
     """
 
     flips: tuple[str, ...] = ()
@@ -63,21 +63,21 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
         raise InputError(f"config field {field}.overlap is {views.overlap}: expected 0 to below 1")
     for name, task in tasks.items():
         axes = getattr(task, "image_axes", None)
-        advice = f"leave it empty, or name other tasks in {field}.tasks"
+        advice = f"or name other tasks in {field}.tasks"
         if views.flips and axes is None:
             raise InputError(
                 f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and averaged; "
-                f"{advice}"
+                f"leave it empty, {advice}"
             )
         if views.shift and axes != ():
             raise InputError(
                 f"config field {field}.shift: the outputs of the task {name!r} are of places in the image, so those of "
-                f"shifted copies cannot be averaged; {advice.replace('empty', '0')}"
+                f"shifted copies cannot be averaged; leave it 0, {advice}"
             )
         if views.window and not axes:
             raise InputError(
                 f"config field {field}.window: the outputs of the task {name!r} have no pixels, so those of windows "
-                f"cannot be put together; {advice}"
+                f"cannot be put together; leave it empty, {advice}"
             )
 
 
