@@ -6,8 +6,8 @@
     python -m mediax.main --config=configs/pneumoniamnist_efficientnet_lite.py:scratch --manual_dir=DIR
         --workdir=runs/scratch
 
-The two differ in the weights they start from and in the learning rate. Neither recipe has been searched for: a few
-rates were tried on one seed, and so short a training has not told the two apart.
+The two differ in the weights they start from and in the learning rate, the best of three for each by validation AUROC
+on seed 0: of 5e-4, 1e-3, 2e-3 from ImageNet's weights, of 2e-3, 4e-3, 8e-3 from scratch.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ UNSHARP = (
     {"name": "random_blur", "sigma": 1.0, "probability": 0.7},
     {"name": "random_noise", "std": 0.06, "probability": 0.5},
 )
-PEAKS = {"fine_tuned": 2e-3, "scratch": 4e-3}
+PEAKS = {"fine_tuned": 2e-3, "scratch": 8e-3}
 VARIANTS = tuple(PEAKS)
 
 
