@@ -33,6 +33,10 @@ BOXES = ((0.1, 0.2, 0.4, 0.5), (0.5, 0.5, 0.9, 0.8))  # ymin, xmin, ymax, xmax
 
 CONVOLUTION = models.CONVOLUTION
 POINTWISE = models.POINTWISE
+STATIC = (
+    "shapes do not depend on the data: the mask branch sees a quarter of the 512 regions that are sampled, torchvision's "
+    "the few of them that lie on a box; "
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ NETWORKS = {
     ),
     "upernet": Network("upernet", {}, "swin", {"variant": "tiny"}, "transformers UperNet", POINTWISE),
     "mask_rcnn": Network(
-        "mask_rcnn", {}, "resnet", {"variant": "50"}, "torchvision maskrcnn_resnet50_fpn", CONVOLUTION
+        "mask_rcnn", {}, "resnet", {"variant": "50"}, "torchvision maskrcnn_resnet50_fpn", STATIC + CONVOLUTION
     ),
     "deformable_detr": Network(
         "deformable_detr",

@@ -121,36 +121,6 @@ def test_sampling_keeps_its_numbers_and_its_share():
     assert chosen[:3].all() and chosen.sum() == 40
 
 
-@pytest.mark.parametrize(("rows", "needed"), [(40, 3), (40, 40), (32, 17), (5, 2), (16, 0)])
-def test_rows_that_nobody_needs_are_not_computed(rows, needed):
-    """Values and gradients are those of all rows at once, masked; as few runs of rows are computed as hold them."""
-    computed = []
-
-    def function(row, number):
-        jax.debug.callback(lambda _: computed.append(1), row.sum())
-        return jnp.tanh(row @ weight) * number[..., None]
-
-    values = jnp.asarray(seeded.normal("rows", (2, rows, 6)), jnp.float32)
-    weight = jnp.asarray(seeded.normal("weight", (6, 3)), jnp.float32)
-    numbers = jnp.arange(2 * rows, dtype=jnp.float32).reshape(2, rows)
-    # The second image needs one row less than the first.
-    need = jnp.arange(rows) < jnp.array([[needed], [max(needed - 1, 0)]])
-
-    def some(values):
-        found = mask_rcnn._where_needed(function, need, values, numbers)
-        return jnp.where(need[..., None], found, 0)
-
-    def everything(values):
-        return jnp.where(need[..., None], jnp.tanh(values @ weight) * numbers[..., None], 0)
-
-    found = jax.jit(some)(values)
-    jax.effects_barrier()
-    assert len(computed) == -(-needed // mask_rcnn.FEW)
-    np.testing.assert_allclose(found, everything(values), rtol=1e-5, atol=1e-6)
-    gradient, expected = (jax.jit(jax.grad(lambda v, f=f: (f(v) ** 2).sum()))(values) for f in (some, everything))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_unequal_numbers_of_anchor_sizes_and_strides_are_named():
     with pytest.raises(InputError, match="expected 3, one for each stride"):
         mask_rcnn.Head({8: 4, 16: 4}, 2, rngs=nnx.Rngs(0))

@@ -7,8 +7,6 @@ losses and gradients with torchvision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +31,6 @@ LOSS_WEIGHTS = dict.fromkeys(("objectness", "proposal_box", "class", "box", "mas
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
 REGION_WEIGHTS = (10.0, 5.0)  # of the offsets that the second stage predicts
 SMALLEST_PROPOSAL, SMALLEST_DETECTION = 1e-3, 1e-2  # pixels
-FEW = 16  # regions whose masks are computed at once
 
 _he_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -302,20 +299,13 @@ class Head(nnx.Module):
         positive: jax.Array,
         truth: dict[str, jax.Array],
     ) -> jax.Array:
-        def entropy(regions, matched, labels, structure):
-            logits = self._mask_logits(levels, regions, labels)
-            wanted = _mask_in_region(truth["masks"], truth["boxes"], matched, structure, regions, logits.shape[2])
-            return optax.sigmoid_binary_cross_entropy(logits, wanted).mean((2, 3))
-
-        structure = jnp.maximum(labels - 1, 0)
-        known = positive & jnp.take_along_axis(truth["mask_valid"], structure, 1)
-        entropies = _where_needed(entropy, known, regions, matched, labels, structure)
-        return jnp.where(known, entropies, 0).sum(1) / jnp.maximum(known.sum(1), 1)
-
-    def _mask_logits(self, levels: dict[int, jax.Array], regions: jax.Array, labels: jax.Array) -> jax.Array:
-        """The mask f32[B,R,28,28] of the label of each region, 0 being the background."""
         logits = self.mask_branch(self._pool(levels, regions, self.mask_size))
-        return jnp.take_along_axis(logits, labels[..., None, None, None], 4)[..., 0]
+        logits = jnp.take_along_axis(logits, labels[..., None, None, None], 4)[..., 0]
+        structure = jnp.maximum(labels - 1, 0)
+        wanted = _mask_in_region(truth["masks"], truth["boxes"], matched, structure, regions, logits.shape[2])
+        entropy = optax.sigmoid_binary_cross_entropy(logits, wanted).mean((2, 3))
+        known = positive & jnp.take_along_axis(truth["mask_valid"], structure, 1)
+        return jnp.where(known, entropy, 0).sum(1) / jnp.maximum(known.sum(1), 1)
 
     def _detect(
         self, levels: dict[int, jax.Array], proposals: jax.Array, exists: jax.Array, size: tuple[int, int]
@@ -337,8 +327,9 @@ class Head(nnx.Module):
         fractions = boxes / jnp.array([*size, *size], boxes.dtype)
         found = {"boxes": fractions, "scores": scores, "labels": labels.astype(jnp.int32)}
         if self.mask_branch is not None:
-            logits = _where_needed(partial(self._mask_logits, levels), scores > 0, boxes, 1 + labels)
-            found["masks"] = jax.nn.sigmoid(logits)
+            masks = self.mask_branch(self._pool(levels, boxes, self.mask_size))
+            masks = jnp.take_along_axis(masks, 1 + labels[..., None, None, None], 4)[..., 0]
+            found["masks"] = jax.nn.sigmoid(masks)
         return found
 
     def _pool(self, levels: dict[int, jax.Array], regions: jax.Array, size: int) -> jax.Array:
@@ -382,29 +373,6 @@ def _sample(state: jax.Array, size: int, foreground: float, key: jax.Array) -> j
     most = jnp.minimum(positive.sum(), int(size * foreground))
     chosen = (positive & (jnp.cumsum(positive) <= most)) | (negative & (jnp.cumsum(negative) <= size - most))
     return jnp.zeros(len(state), bool).at[order].set(chosen)
-
-
-def _where_needed(function: Callable[..., jax.Array], needed: jax.Array, *rows: jax.Array) -> jax.Array:
-    """Computes `function` of `rows` [B,R,...], a few at a time, and not of those of which no image needs any: zeros.
-
-    An image has few objects, so of the rows, which come with the needed ones first, most are never computed; what the
-    backward pass needs is computed anew, so that memory is that of a few rows.
-    """
-    count = needed.shape[1]
-    few = min(FEW, count)
-
-    def split(array):
-        padded = jnp.pad(array, [(0, 0), (0, -count % few)] + [(0, 0)] * (array.ndim - 2))
-        return jnp.moveaxis(padded.reshape(len(array), -1, few, *array.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def some(needed, *rows):
-        zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(function, *rows))
-        return lax.cond(needed.any(), function, lambda *rows: zeros, *rows)
-
-    _, found = lax.scan(lambda carry, few_rows: (carry, some(*few_rows)), None, tuple(map(split, (needed, *rows))))
-    found = jnp.moveaxis(found, 0, 1)
-    return found.reshape(len(needed), -1, *found.shape[3:])[:, :count]
 
 
 def _mask_in_region(
