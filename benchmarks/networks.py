@@ -34,8 +34,8 @@ BOXES = ((0.1, 0.2, 0.4, 0.5), (0.5, 0.5, 0.9, 0.8))  # ymin, xmin, ymax, xmax
 CONVOLUTION = models.CONVOLUTION
 POINTWISE = models.POINTWISE
 STATIC = (
-    "shapes do not depend on the data: the mask branch sees a quarter of the 512 regions that are sampled, torchvision's "
-    "the few of them that lie on a box; "
+    "shapes do not depend on the data: the mask branch sees a quarter of the 512 regions that are sampled, "
+    "torchvision's the few of them that lie on a box; "
 )
 
 
