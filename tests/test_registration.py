@@ -266,7 +266,7 @@ def test_the_parts_run_on_both_images():
 
     outputs = task.apply(run, run("backbone", batch["image"]), batch)
     assert name == "head/eyes/registration" and len(seen) == 2 and seen[1] is batch["moving"]
-    assert outputs["stages"].shape == (3, 3, 6, 2)
+    assert outputs["stages"].shape == (4, 3, 6, 2)
 
 
 # The whole way.
