@@ -84,7 +84,7 @@ EXERCISES = {
         "steps": 5_000,
         "backbone": AUTOENCODER,
         "transform": (),
-        "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 16, "quantile": 0.99},
+        "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 16},
     },
     "clusters": {
         "dataset": "minijsrt_directions",
@@ -95,7 +95,8 @@ EXERCISES = {
         "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 8, "clusters": True, "components": 4},
     },
 }
-# The same on a phantom, with small images and networks: `images` are how many are drawn to train and to test on.
+# The same on a phantom, with small images and networks: `images` are how many are drawn to train and to test on,
+# `moved` is the share of training images that are rotated, scaled and shifted.
 SMALL_RESNET_18 = {"name": "resnet", "channels": 1, "options": {"variant": "18", "width": 0.25}}
 SMALL_UNET = {"name": "unet_encoder", "channels": 1, "options": {"variant": "eighth", "normalize": True}}
 SMALL_UNET_HEAD = {"name": "unet", "upsampling": "transposed", "widths": (64, 32, 16, 8), "output_size": 1}
@@ -110,6 +111,8 @@ PHANTOMS = {
         "steps": 800,
         "backbone": SMALL_RESNET_18,
         "task": {"head": {"name": "pooled", "pooling": "average_max"}},
+        # With nine in ten images moved, black borders and all, it misjudges unmoved ones, its own training images, too.
+        "moved": 0.5,
     },
     "lung": {
         "images": (80, 20),
@@ -187,7 +190,13 @@ def _phantom(config: ConfigDict, name: str) -> ConfigDict:
     stream.build.size = phantom["size"]
     stream.batch_size = phantom.get("batch_size", stream.batch_size)
     stream.transform = stream.transform and (
-        {"name": "random_affine", "rotate": 4, "translate": 0.04, "scale": 0.05, "probability": 0.9},
+        {
+            "name": "random_affine",
+            "rotate": 4,
+            "translate": 0.04,
+            "scale": 0.05,
+            "probability": phantom.get("moved", 0.9),
+        },
     )
     stream.tasks[name].update(phantom.get("task", {}))
     config.backbone = phantom["backbone"]
