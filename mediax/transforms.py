@@ -22,7 +22,7 @@ step draws anew for each, and has the field of view of `moving` found in it.
 
 An option annotated with `Annotated[type, Expected(...)]` is checked when the pipeline is built, not in a worker.
 
-Coordinates are those of `affine`; the fraction x / W of the width is x over the width in pixels.
+Coordinates are those of `affine`, so x in pixels is the fraction x / W of an image of width W.
 
 Sampling. Consecutive geometry steps are composed into one matrix and resampled once, so what an early crop cuts off may
 come back into view in a later step of the same run; one that takes the field of view begins a new run, so put it first.
@@ -604,11 +604,8 @@ class Pipeline:
         moved, total = affine.IDENTITY, affine.IDENTITY
         for step in self.steps:
             if step.takes_field_of_view or step.kind != "geometry":  # These see pixels: what is due is done first.
-                image, total, moved = (
-                    self._move(example, image, moved, size),
-                    affine.compose(moved, total),
-                    affine.IDENTITY,
-                )
+                image, total = self._move(example, image, moved, size), affine.compose(moved, total)
+                moved = affine.IDENTITY
             seen = (_field_of_view(example, image),) if step.takes_field_of_view else ()
             if step.kind == "geometry":
                 matrix, size = step.function(*size, *seen, rng, **step.options)

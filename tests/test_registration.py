@@ -282,7 +282,7 @@ def test_pairs_that_it_never_saw_fit_after_it_learnt_from_single_photographs(tmp
     run.run(config, folders, mode="train", arguments=[])
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     figures = {one["evaluation"]: {metric["name"]: metric for metric in one["metrics"]} for one in results}
-    for evaluation, auc, error in (("validation", 0.6, 0.03), ("test", 0.2, 0.1)):
+    for evaluation, auc, error in (("validation", 0.6, 0.03), ("test", 0.3, 0.1)):
         found = figures[evaluation]
         assert found["auc"]["trivial"] == 0 and found["auc"]["value"] > auc
         assert found["error"]["value"] < error * found["error"]["trivial"]
