@@ -90,9 +90,9 @@ def _phantom(config: ConfigDict) -> ConfigDict:
         "stem_stride": 2,
         "layer_scale": 1.0,
     }
-    config.steps = 700
+    config.steps = 560
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 175
+    config.evaluate_every = config.checkpoint_every = 140
     config.best.metric = "validation/loss"
     config.best.mode = "min"
     config.optimizer.peak = 3e-3

@@ -139,8 +139,15 @@ def _without_pictures(output: Tree) -> Tree:
 
 
 def make_predict_steps(model: Model, evaluations: Iterable[Evaluation], mesh: Mesh) -> dict[str, Callable[..., Tree]]:
-    """Builds one predict step for each set of `rows` that the evaluations see."""
-    return {each.rows: make_predict_step(model, each.tasks, mesh, each.views) for each in evaluations}
+    """Builds one predict step for each set of `rows` that the evaluations see; equal ones are compiled once."""
+    steps: dict[str, Callable[..., Tree]] = {}
+    built: dict[tuple, Callable[..., Tree]] = {}
+    for each in evaluations:
+        key = each.views, *((name, id(task)) for name, task in each.tasks.items())
+        if key not in built:
+            built[key] = make_predict_step(model, each.tasks, mesh, each.views)
+        steps[each.rows] = built[key]
+    return steps
 
 
 def collect_all(

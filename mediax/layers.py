@@ -172,7 +172,7 @@ class BatchNorm(nnx.Module):
             self._update(self.mean, mean)
             self._update(self.var, var * (count / max(count - 1, 1)))
         else:
-            mean, var = self.mean[...], self.var[...]
+            mean, var = self.mean[...].astype(x.dtype), self.var[...].astype(x.dtype)
         return ((x - mean) * (self.scale[...] * lax.rsqrt(var + self.epsilon)) + self.bias[...]).astype(self.dtype)
 
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:

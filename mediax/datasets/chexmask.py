@@ -504,6 +504,7 @@ def phantom(
     sources: str | Sequence[str] = ("chestxray14",),
     packed: bool = False,
     size: int = 128,
+    positioning: float = 1.0,
     workers: int = 1,
 ) -> None:
     """Writes CheXmask's tables under `root`, and generated images of the sources beside it, each in its own layout.
@@ -516,11 +517,12 @@ def phantom(
       sources: names of SOURCES.
       packed: writes .csv.gz tables.
       size: short side of the images in pixels; ChestX-ray14's are square.
+      positioning: multiplies how far patients are shifted, turned and zoomed.
     """
     for name in (sources,) if isinstance(sources, str) else sources:
         if name not in SOURCES:
             raise InputError(f"chexmask: sources={name!r}: {catalog.suggestion(name, SOURCES)}")
-        draw = functools.partial(phantom_radiograph, seed, name, size=size)
+        draw = functools.partial(phantom_radiograph, seed, name, size=size, positioning=positioning)
         drawn = list(builder.in_order(draw, range(count), workers))
         ids = [phantom_name(name, number, count) for number in range(count)]
         paths = [phantom_path(root.parent / name, name, number, count) for number in range(count)]
@@ -537,11 +539,12 @@ def phantom(
                 path.unlink()
 
 
-def phantom_radiograph(seed: int, source: str, number: int, *, size: int) -> chest.Radiograph:
+def phantom_radiograph(seed: int, source: str, number: int, *, size: int, positioning: float = 1.0) -> chest.Radiograph:
     """The radiograph of an image's number."""
     rng = np.random.default_rng([seed, list(SOURCES).index(source), number])
     shape = (size, size) if source == "chestxray14" else (size + int(rng.integers(1, size // 4)), size)
-    return chest.frontal(int(rng.integers(2**31)), findings=chest.sample_findings(rng), size=shape)
+    drawing = {"findings": chest.sample_findings(rng), "size": shape, "positioning": positioning}
+    return chest.frontal(int(rng.integers(2**31)), **drawing)
 
 
 def is_test(number: int, count: int) -> bool:

@@ -96,20 +96,21 @@ def frontal(
     size: int | tuple[int, int] = 256,
     view: str = "PA",
     severity: float | None = None,
+    positioning: float = 1.0,
 ) -> Radiograph:
     """A frontal radiograph of a patient with findings.
 
     The seed fixes how the image is taken and where the findings lie; `patient` (default: the seed's) fixes the body.
     `size` is the side or (height, width) in pixels, `view` "PA" or "AP" (in bed: larger heart, less inspiration),
-    `severity` 0 (subtle) to 1 (obvious), drawn for each finding by default. Raises InputError on an unknown finding
-    or view.
+    `severity` 0 (subtle) to 1 (obvious), drawn for each finding by default; `positioning` multiplies how far the patient
+    is shifted, turned and zoomed. Raises InputError on an unknown finding or view.
     """
     findings = _check_findings(findings)
     if view not in ("PA", "AP"):
         raise InputError(f'view: found {view!r}, expected "PA" or "AP"; call `lateral` for a lateral view.')
     patient = patient or sample_patient(seed)
     portable = view == "AP"
-    acquisition = sample_acquisition(np.random.default_rng([seed, 1]), portable)
+    acquisition = sample_acquisition(np.random.default_rng([seed, 1]), portable, positioning)
     body = build(patient)
     plan = _plan(seed, findings, severity)
     raised = chest_findings.volume_loss(*plan["Atelectasis"]) if "Atelectasis" in plan else (0.0, 0.0)

@@ -25,14 +25,15 @@ class Acquisition:
     marker: str  # "L", "R" or none
 
 
-def sample_acquisition(rng: np.random.Generator, portable: bool) -> Acquisition:
+def sample_acquisition(rng: np.random.Generator, portable: bool, positioning: float = 1.0) -> Acquisition:
+    """How one image is taken; `positioning` multiplies the spread of the patient's rotation, shift and zoom."""
     spread = 1.7 if portable else 1.0
     collimated = rng.random() < 0.45
     collimation = rng.uniform(-0.03, 0.03, 4).clip(0) * collimated
     return Acquisition(
-        rotation=float(np.radians(np.clip(rng.normal(0, 1.2 * spread), -5, 5))),
-        shift=tuple(np.clip(rng.normal(0, 4 * spread, 2), -10, 10).tolist()),
-        zoom=float(rng.uniform(0.98, 1.06)),
+        rotation=positioning * float(np.radians(np.clip(rng.normal(0, 1.2 * spread), -5, 5))),
+        shift=tuple((positioning * np.clip(rng.normal(0, 4 * spread, 2), -10, 10)).tolist()),
+        zoom=float(rng.uniform(0.98, 1.06)) ** positioning,
         yaw=float(np.clip(rng.normal(0, 2.5 * spread), -8, 8)),
         inspiration=float(rng.uniform(0.84, 0.95) if portable else rng.uniform(0.96, 1.02)),
         centre=float(np.clip(rng.normal(2.45, 0.18), 2, 2.9)),

@@ -167,21 +167,34 @@ def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict
     names = expected[f"{prefix}/names"].tolist()
     assert sum(map(len, ours.values())) == len(names)
     directions = seeded.directions({name: shapes[name] for name in names})
-    for name, norm, projection in zip(
-        names, expected[f"{prefix}/norms"], expected[f"{prefix}/projections"], strict=True
+    whole = {name: expected[f"{prefix}/whole/{name}"] for name in names if f"{prefix}/whole/{name}" in expected}
+    # All names at once: what a name means may depend on the others.
+    along, reference = family.translate(directions), family.translate(directions | whole)
+    for name, (part, path), norm, projection in zip(
+        names,
+        _places(family, {name: shapes[name] for name in names}),
+        expected[f"{prefix}/norms"],
+        expected[f"{prefix}/projections"],
+        strict=True,
     ):
-        [(part, path, direction)] = [
-            (part, path, array)
-            for part, arrays in family.translate({name: directions[name]}).items()
-            for path, array in arrays.items()
-        ]
         array = np.asarray(ours[part][path], np.float64)
         _measure(prefix, abs(np.linalg.norm(array) - norm) / norm)
         assert abs(np.linalg.norm(array) - norm) <= tolerance * norm, (prefix, name)
-        assert abs(np.sum(array * direction) - projection) <= 3 * tolerance * norm, (prefix, name)
-        if f"{prefix}/whole/{name}" in expected:
-            reference = family.translate({name: expected[f"{prefix}/whole/{name}"]})[part][path]
-            assert_close(array, reference, tolerance, f"{prefix} {name}")
+        assert abs(np.sum(array * along[part][path]) - projection) <= 3 * tolerance * norm, (prefix, name)
+        if name in whole:
+            assert_close(array, reference[part][path], tolerance, f"{prefix} {name}")
+
+
+def _places(family, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, pretrained.Path]]:
+    """The part and the path of each name, in order: each tensor is sent through `translate` filled with its number."""
+    numbered = {name: np.broadcast_to(np.float64(index), shape) for index, (name, shape) in enumerate(shapes.items())}
+    places = {
+        int(array.flat[0]): (part, path)
+        for part, arrays in family.translate(numbered).items()
+        for path, array in arrays.items()
+    }
+    assert len(places) == len(shapes)
+    return [places[index] for index in range(len(shapes))]
 
 
 def assert_close(actual, expected, tolerance: float, what: str) -> None:
