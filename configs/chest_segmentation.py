@@ -79,7 +79,8 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
     }
     config.evaluations = {
         "validation": {"split": "validation", "protocol": data["protocol"], "during_training": True},
-        "test": {"split": "test", "protocol": data["protocol"]},
+        # SIIM-ACR has a test set from stage 2 on.
+        "test": {"split": "test", "protocol": data["protocol"], "optional": name == "siim_acr"},
     }
     config.best = {"metric": "validation/segmentation/dice/macro", "patience": 5}
     config.optimizer = {

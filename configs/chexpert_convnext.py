@@ -58,8 +58,9 @@ def get_config(variant: str = "") -> ConfigDict:
         },
         "valid": {"split": "valid", "protocol": "chexpert/competition"},
         "valid_images": {"split": "valid", "protocol": "chexpert/images"},
-        "test": {"split": "test", "protocol": "chexpert/competition"},
-        "test_all": {"split": "test", "protocol": "image"},
+        # The test set comes apart from the others (CheXlocalize): without it these two are left out.
+        "test": {"split": "test", "protocol": "chexpert/competition", "optional": True},
+        "test_all": {"split": "test", "protocol": "image", "optional": True},
     }
     config.best = {"metric": "validation/classification/auroc/macro", "patience": 5}
     config.optimizer = {

@@ -13,6 +13,12 @@ the highest F1 on the training images. DRIVE has its official split; STARE is cu
 (--config.streams.vessels.build.split=im0077); CHASE_DB1 trains on its first 20 images; HRF, by custom, on the first
 five of each group, and at half its size, as is usual: its figures are those of images 1752 pixels across.
 
+The current release of DRIVE has no masks of the test images, so `test` has no figures there. To train on 16 of the
+training images and score the last four:
+
+    --config.streams.vessels.split=train --config.evaluations.training.split=train
+    --config.evaluations.test.split=tuning
+
 The real size of DRIVE on made-up photographs, half an hour on one core:
 
     python -m mediax.main --config=configs/drive_vessels.py:phantom --workdir=runs/phantom --data_dir=data

@@ -18,6 +18,10 @@ images instead, divide the training images, and evaluate more often:
 
     --config.streams.minijsrt.split='train[:80%]' --config.evaluations.training.split='train[80%:]'
     --config.evaluate_every=100
+
+Such slices are of images and not of patients. So they are right where a patient has one image alone: in gender, age,
+lung, organs and boxes. In directions and clusters each radiograph is there in four orientations, which would be in both
+parts, and of anomaly's images it is not known whose they are.
 """
 
 from ml_collections import ConfigDict

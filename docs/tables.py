@@ -89,11 +89,15 @@ def final_protocols(config: Mapping[str, Any]) -> list[str]:
 
 
 def model_name(config: Mapping[str, Any]) -> str:
-    """Backbone, its variant and the heads that are more than a linear layer: "resnet 50 + unet"."""
+    """Backbone, its variant and the heads that are more than a linear layer: "resnet 50 + unet".
+
+    A backbone whose depth or width is the config's own is marked: "resnet 18 (own size)".
+    """
     backbone = config["backbone"]
+    resized = {"depths", "width", "widths"} & set(backbone["options"])
     tasks = [spec for stream in config["streams"].values() for spec in stream["tasks"].values()]
     heads = unique(spec.get("head", {}).get("name", "") for spec in tasks)
-    own = " ".join(unique([backbone["name"], backbone["options"].get("variant", "")]))
+    own = " ".join(unique([backbone["name"], backbone["options"].get("variant", ""), "(own size)" if resized else ""]))
     return " + ".join([own, *(head for head in heads if head not in ("pooled", backbone["name"]))])
 
 

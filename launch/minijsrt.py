@@ -8,11 +8,13 @@ the variants of configs/minijsrt.py. With `--phantom` all of them run on made-up
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import local
+from mediax import catalog
 
 EXERCISES = ("directions", "gender", "age", "lung", "organs", "boxes", "anomaly", "clusters")
 
@@ -41,14 +43,23 @@ def practice(workdir: Path, manual_dir: Path | None) -> dict[str, list[str]]:
     """The commands of the first exercise: all files to DICOM, to JPEG, and from DICOM to PNG, each read back."""
     here = workdir / "practice"
     raw = (here / "raw" if manual_dir is None else manual_dir.resolve()) / "minijsrt_practice"
-    python = [sys.executable, "-m"]
     commands = {}
     if manual_dir is None and not raw.exists():
-        commands["practice_phantom"] = [*python, "mediax.datasets", "phantom", raw.name, str(raw.parent)]
+        code = f"from launch import minijsrt; minijsrt.draw_practice({str(raw)!r})"
+        commands["practice_phantom"] = [sys.executable, "-c", code]
     for suffix, source in (("dcm", raw), ("jpg", raw), ("png", here / "dcm")):
         options = [f"--to={here / suffix}", f"--format={suffix}", "--verify"]
-        commands[f"practice_{suffix}"] = [*python, "mediax.convert", str(source), *options]
+        commands[f"practice_{suffix}"] = [sys.executable, "-m", "mediax.convert", str(source), *options]
     return commands
+
+
+def draw_practice(raw: str | Path) -> None:
+    """Writes the phantom of the first exercise to the folder `raw`, which is there only once it is whole."""
+    raw = Path(raw)
+    incomplete = raw.with_name(f".{raw.name}.partial")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    catalog.load("datasets", "minijsrt_practice").phantom(incomplete)
+    incomplete.rename(raw)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ PER_CLASS = ("ap", "ap50", "ap75")
 NO_BOX = "no box of this class in this split"
 
 
+SELECTING = ("agnostic", "annotated_only", "edge_pixel")  # options of a protocol that say which boxes it scores
+
+
 class Boxes(NamedTuple):
     """The boxes of a split, known images alone: found ones with scores, true ones, and whose image it is."""
 
@@ -68,6 +71,37 @@ def gather(
             found[-1]["iou"] = predictions["mask_iou"][row][kept][:, valid]
         true.append({"boxes": targets["boxes"][row][valid], "labels": targets["box_labels"][row][valid]})
     return Boxes(found, true, np.unique(owners[rows], return_inverse=True)[1], tuple(classes))
+
+
+def scored_boxes(
+    predictions: Mapping[str, np.ndarray],
+    targets: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    groups: Sequence | None,
+    *,
+    agnostic: bool = False,
+    annotated_only: bool = False,
+    edge_pixel: float = 0.0,
+    masks: bool = False,
+) -> Boxes:
+    """The boxes of a split as a protocol takes them; see `gather`, `without_classes` and `with_edge_pixels`."""
+    boxes = gather(predictions, targets, classes, groups, annotated_only=annotated_only, masks=masks)
+    if edge_pixel:
+        boxes = with_edge_pixels(boxes, edge_pixel)
+    return without_classes(boxes, "any") if agnostic else boxes
+
+
+def of_classes(boxes: Boxes, names: Sequence[str]) -> Boxes:
+    """The boxes of the classes that are named alone, of all if none is; labels stay as they are."""
+    wanted = [label for label, name in enumerate(boxes.classes) if name in names]
+    if not wanted:
+        return boxes
+
+    def kept(one: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = np.isin(one["labels"], wanted)
+        return {name: array[rows] for name, array in one.items()}
+
+    return Boxes(*([kept(one) for one in images] for images in boxes[:2]), boxes.patients, boxes.classes)
 
 
 def without_classes(boxes: Boxes, name: str) -> Boxes:

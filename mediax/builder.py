@@ -629,6 +629,10 @@ def choose_config(builder: type[Builder], chosen: str | Mapping[str, Any] | Conf
     return named.get(chosen.name, chosen)
 
 
+class AbsentSplit(InputError):
+    """A built set has no split of the name."""
+
+
 class Records(Sequence):
     """Random access to the records of one split of a built set: what `read` of a dataset module takes.
 
@@ -665,7 +669,7 @@ class Records(Sequence):
         try:
             return self._builder.as_data_source(split=self.split, decoders=undecoded)
         except (ValueError, KeyError) as error:
-            raise InputError(
+            raise AbsentSplit(
                 f"{self.directory} has no split {self.split!r}: it holds {', '.join(self._builder.info.splits)}. "
                 f"If the raw data was incomplete when this set was built, delete the folder and build it again."
             ) from error

@@ -25,8 +25,6 @@ from mediax.metric_log import read_metrics
 
 TRACES = ("results.json", "metrics.jsonl", "checkpoints")  # any of them makes a folder a run
 FIELDS = {"evaluation": str, "dataset": str, "split": str, "task": str, "protocol": str, "phantom": bool}
-# Words of names of figures that are better the smaller they are.
-ERRORS = {"mae", "mse", "rmse", "brier", "ece", "loss", "error", "distance", "hausdorff", "hd95", "assd"}
 MOST_CURVES = 7  # models in one figure of curves: as many as there are colours
 MOST_DIFFERENCES, LONGEST_VARIANT = 2, 60  # settings that name a variant of a model, and their characters
 LEGEND = (
@@ -375,12 +373,7 @@ def best(entries: Iterable[Entry]) -> Entry | None:
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
     """Sorts the entries whose value is defined, the best first."""
     defined = [entry for entry in entries if not math.isnan(entry.value)]
-    return sorted(defined, key=lambda entry: _sign(entry.scored[0].metric["name"]) * -entry.value)
-
-
-def _sign(metric: str) -> int:
-    """1 if more is better, -1 if less is."""
-    return -1 if ERRORS & set(metric.partition("/")[0].split("_")) else 1
+    return sorted(defined, key=lambda entry: metrics.sign(entry.scored[0].metric["name"]) * -entry.value)
 
 
 def difference(entry: Entry, other: Entry) -> Difference:
@@ -437,7 +430,7 @@ def beats_trivial(entry: Entry) -> bool | None:
     trivial = [_number(one.metric["trivial"]) for one in entry.scored]
     if np.isnan(trivial).any() or math.isnan(entry.value):
         return None
-    sign = _sign(entry.scored[0].metric["name"])
+    sign = metrics.sign(entry.scored[0].metric["name"])
     ends = [end for end in entry.interval if not math.isnan(end)] or [entry.value]
     return min(sign * end for end in ends) > sign * float(np.mean(trivial))
 
@@ -465,7 +458,7 @@ def _tables(groups: Sequence[Group], out: Path, problems: list[str]) -> Iterator
         title = f"{kind}: split {group.split}, protocol {protocol}"
         several = titles.count((group.kind, group.split, group.protocol)) > 1
         yield Heading(f"{title}, {group.metric}" if several else title)
-        direction = "higher" if _sign(group.metric) > 0 else "lower"
+        direction = "higher" if metrics.sign(group.metric) > 0 else "lower"
         yield Paragraph(f"Protocol {group.protocol}. Headline figure: {group.metric}, {direction} is better.")
         yield _table(group)
         for place, row in enumerate(group.rows, start=1):
@@ -527,10 +520,11 @@ def _curves(group: Group, row: Row, out: Path, name: str) -> Iterator[Block]:
         path = out / "figures" / f"{name}_roc.png"
         figures.compare_roc(path, *rocs)
         yield _figure(path, out, f"ROC and precision-recall: {subject}")
-    if detections := _detections(firsts):
+    protocol = _protocol(group.protocol)
+    if detections := _detections(firsts, protocol):
         path = out / "figures" / f"{name}_froc.png"
-        iou = float(_protocol(group.protocol).options.get("iou", 0.5))
-        figures.froc(path, {label: _froc(boxes, iou) for label, boxes in detections.items()}, iou=iou)
+        hits = {"iou": float(protocol.options.get("iou", 0.5)), "reached": bool(protocol.options.get("reached", False))}
+        figures.froc(path, {label: _froc(boxes, **hits) for label, boxes in detections.items()}, **hits)
         yield _figure(path, out, f"FROC, all classes together: {subject}")
 
 
@@ -578,14 +572,16 @@ def _roc_arrays(scored: Mapping[str, Scored]) -> tuple[dict, list[str]] | None:
     return (models, classes) if models else None
 
 
-def _detections(scored: Mapping[str, Scored]) -> dict[str, box_metrics.Boxes]:
-    """Returns name -> the boxes of the runs that kept boxes, if there is a true one to find."""
+def _detections(scored: Mapping[str, Scored], protocol: protocols.Protocol) -> dict[str, box_metrics.Boxes]:
+    """Returns name -> the boxes that the protocol scores, of the runs that kept boxes, if there is one to find."""
+    options = {name: value for name, value in protocol.options.items() if name in box_metrics.SELECTING}
     needed = {"prediction/boxes", "prediction/scores", "prediction/labels", "target/boxes", "target/boxes_known"}
     kept = {label: one.arrays for label, one in scored.items() if one.arrays and needed <= set(one.arrays)}
-    boxes = {
-        label: box_metrics.gather(_part(arrays, "prediction"), _part(arrays, "target"), (), arrays["group"])
-        for label, arrays in kept.items()
-    }
+    boxes = {}
+    for label, arrays in kept.items():
+        parts, names = (_part(arrays, kind) for kind in ("prediction", "target")), arrays["classes"].tolist()
+        found = box_metrics.scored_boxes(*parts, names, arrays["group"], **options)
+        boxes[label] = box_metrics.of_classes(found, protocol.classes)
     return {label: found for label, found in boxes.items() if any(len(one["boxes"]) for one in found.true)}
 
 
@@ -593,10 +589,10 @@ def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
 
 
-def _froc(boxes: box_metrics.Boxes, iou: float) -> tuple[np.ndarray, np.ndarray]:
+def _froc(boxes: box_metrics.Boxes, iou: float, reached: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """False positives per image and sensitivity after each detection, best first, a hit being of the right class."""
     labels = np.unique(np.concatenate([one["labels"] for one in (*boxes.found, *boxes.true)]))
-    matched = [box_metrics.match_best(boxes, label, iou) for label in labels]
+    matched = [box_metrics.match_best(boxes, label, iou, reached) for label in labels]
     order = np.argsort(-np.concatenate([one.scores for one in matched]), kind="stable")
     hits = np.concatenate([one.hits[0] for one in matched])[order]
     return np.cumsum(~hits) / len(boxes.true), np.cumsum(hits) / sum(len(one["boxes"]) for one in boxes.true)

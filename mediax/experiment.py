@@ -23,7 +23,19 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from mediax import builder, catalog, data, inference, optimizer, pretrained, protocols, schedule, sharding
+from mediax import (
+    builder,
+    catalog,
+    data,
+    inference,
+    metrics,
+    optimizer,
+    phantoms,
+    pretrained,
+    protocols,
+    schedule,
+    sharding,
+)
 from mediax.batch import MAX_BOXES, Batch
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
@@ -66,6 +78,7 @@ EVALUATION = {
     "protocol": "image",
     "calibrate_on": "",  # the evaluation that fixes the thresholds (default: the one that selects the best step)
     "during_training": False,
+    "optional": False,  # left out, with a warning, where the data was built without its split
 }
 DEFAULTS = {
     "seed": 0,
@@ -83,7 +96,8 @@ DEFAULTS = {
     },
     "streams": {},
     "evaluations": {},
-    "best": {"metric": "validation/classification/auroc/macro", "mode": "max", "patience": 0},
+    # mode: "max" or "min" (default: as the metric's name says)
+    "best": {"metric": "validation/classification/auroc/macro", "mode": "", "patience": 0},
     "schedule": {"name": "cyclic", "frozen": (), "options": {}},
     "optimizer": {
         "name": "adamw",
@@ -127,6 +141,8 @@ MINIMUM = {  # of the numbers of a config that are not free
     "weight_decay": 0.0,
     "weight": 0.0,
 }
+BELOW = {"ema_decay": 1.0}
+NAMES = ("classes", "box_classes", "structures")  # fields of tasks that name what their dataset annotates
 OPEN_FIELDS = ("build", "read", "tasks", "options", "per_part", "phantom")
 
 
@@ -256,27 +272,26 @@ def split_cpu(config: Mapping[str, Any]) -> None:
         jax.config.update("jax_num_cpu_devices", config["cpu_devices"])
 
 
-def _check_minimums(config: Mapping[str, Any], prefix: str = "") -> None:
+def _check_ranges(config: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in config.items():
         if name in OPEN_FIELDS:
             continue
         if isinstance(value, Mapping):
-            _check_minimums(value, f"{prefix}{name}.")
+            _check_ranges(value, f"{prefix}{name}.")
         # An evaluation's batch size of 0 is its stream's.
         elif name in MINIMUM and value < MINIMUM[name] and not (prefix.startswith("evaluations.") and value == 0):
             raise InputError(f"config field {prefix}{name} is {value}: expected at least {MINIMUM[name]}")
+        elif name in BELOW and value >= BELOW[name]:
+            raise InputError(f"config field {prefix}{name} is {value}: expected less than {BELOW[name]}")
 
 
 def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     """Builds everything that training and evaluation need; raises InputError for whatever the config gets wrong."""
     config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    _check_minimums(config)
+    _check_ranges(config)
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
-    for path in (config["backbone"]["pretrained"], *(path for _, _, path in _pretrained_heads(config))):
-        if path and not _is_run(path):
-            pretrained.check_exists(path)
-    config = _normalised_as_its_run(config)
+    config = _warm_start_checked(config, folders.work)
     mesh = sharding.mesh()
     _check_divisible(config, mesh.size)
     _check_accumulated(config)
@@ -305,7 +320,9 @@ def compose_for_files(
     """Builds from the config of a finished run what predicting on files needs, without any dataset: Reading by stream.
 
     The Training has neither streams nor evaluations; it restores the run's state. Files are read as images of the
-    evaluation that is named, else of "test", else of the stream's first one. Raises InputError if there is none.
+    evaluation that is named, else of the stream's first one: those of images come before those of studies, whose
+    thresholds are for several images together, then those of most tasks, then "test". Raises InputError if there is
+    none.
     """
     given, config = config, complete(config)
     sources = Sources(config, Folders(None, workdir, workdir))
@@ -323,7 +340,7 @@ def compose_for_files(
         readings[stream] = Reading(
             builder=catalog.load("datasets", dataset).Builder(config=build or None, data_dir=workdir),
             transform=config["evaluations"][name]["transform"],
-            tasks=tasks[stream],
+            tasks={task: tasks[stream][task] for task in _tasks_of(name, config)},
             evaluation=name,
             views=_views(config["evaluations"][name]),
         )
@@ -337,14 +354,19 @@ def _unweighted(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation_of_streams(config: Mapping[str, Any], chosen: str) -> list[str]:
-    """Names one evaluation of each stream that has any: the chosen one alone, else "test", else the first."""
+    """Names one evaluation of each stream that has any: the chosen one alone, else the first of images, as "test"."""
     specs = config["evaluations"]
     if chosen and chosen not in specs:
         raise InputError(f"the run has no evaluation {chosen!r}; {catalog.suggestion(chosen, specs)}")
     if chosen:
         return [chosen]
+
+    def rank(name: str) -> tuple:
+        of_images = protocols.get(specs[name]["protocol"]).case == "image"
+        return not of_images, specs[name]["optional"], -len(_tasks_of(name, config)), name != "test"
+
     first: dict[str, str] = {}
-    for name in sorted(specs, key=lambda name: name != "test"):
+    for name in sorted(specs, key=rank):
         first.setdefault(_stream_of(name, specs[name], config), name)
     if not first:
         raise InputError("config field evaluations is empty: expected one, as whose images files are read")
@@ -403,7 +425,7 @@ def _training(
         sharding=config["sharding"],
         seed=config["seed"],
         best_metric=config["best"]["metric"],
-        best_mode=_one_of("best.mode", config["best"]["mode"], ("max", "min")),
+        best_mode=_best_mode(config["best"]),
         patience=config["best"]["patience"],
         config=json.loads(json.dumps(config)),
         **{
@@ -476,8 +498,10 @@ class Sources:
         if not isinstance(options, Mapping):
             raise InputError(f"config field phantom.{dataset} is {options!r}: expected a dict")
         catalog.check_options(f"phantom.{dataset}", module.phantom, options)
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-        tree = self.folders.data / "mediax_phantoms" / f"{dataset}-{digest}"
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+        for path in (Path(module.__file__), *sorted(Path(phantoms.__file__).parent.glob("*.py"))):
+            digest.update(path.read_bytes())  # other code draws other images
+        tree = self.folders.data / "mediax_phantoms" / f"{dataset}-{digest.hexdigest()[:8]}"
         with builder.locked(tree.parent):  # other processes of the job, or of a sweep, wait for the first
             if not tree.exists():
                 logging.info("making up the phantom of %s, in the layout of the real one: %s", dataset, tree)
@@ -637,9 +661,20 @@ def _evaluations(
         dataset, build, read = _data_of(spec, stream)
         calibrate_on = _calibrating(name, config, during, selecting)
         protocol = protocols.get(spec["protocol"])
-        source, read_record = sources.open(dataset, build, spec["split"]), sources.read(dataset, read)
+        try:
+            source = sources.open(dataset, build, spec["split"])
+        except builder.AbsentSplit as error:
+            if not spec["optional"]:
+                raise InputError(f"{error} To do without: --config.evaluations.{name}.optional=True") from None
+            logging.warning("config field evaluations.%s is left out: %s", name, error)
+            continue
+        read_record = sources.read(dataset, read)
         evaluated = {task: tasks[stream_name][task] for task in _tasks_of(name, config)}
-        _check_classes(name, sources.classes(dataset, build, read), protocol, evaluated)
+        _check_names(name, sources.names(dataset, build, read, NAMES), evaluated)
+        _check_protocol(name, protocol, evaluated)
+        if (dataset, build) == (stream["dataset"], stream["build"]):
+            trained = partial(sources.open, dataset, build, stream["split"])
+            _check_patients(name, spec["split"], source, stream["split"], trained)
         if protocol.case == "study" and "study_id" not in read_record(source[0]):
             raise InputError(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
@@ -667,7 +702,30 @@ def _evaluations(
             views=views,
             phantom=dataset in config["phantom"],
         )
+    for name, evaluation in evaluations.items():
+        if evaluation.calibrate_on not in evaluations:
+            raise InputError(
+                f"config field evaluations.{evaluation.calibrate_on}.optional: evaluation {name!r} takes its "
+                "thresholds from it, and its split is absent"
+            )
     return evaluations
+
+
+def _check_patients(
+    name: str, split: str, source: builder.Records, training: str, trained: Callable[[], builder.Records]
+) -> None:
+    """Raises InputError if a slice that is evaluated has patients of the training images: slices are of images.
+
+    Whole splits were compared when they were built, and evaluating the very images of the training is no mistake.
+    """
+    if split == training or "[" not in split + training:
+        return
+    patients = [set(records.columns().get("patient_id", ())) for records in (source, trained())]
+    if both := len(patients[0] & patients[1]):
+        raise InputError(
+            f"config field evaluations.{name}.split: {both} patients of {split!r} are in the training split "
+            f"{training!r}, too, since a slice is one of images; choose splits that share no patient"
+        )
 
 
 def _views(spec: Mapping[str, Any]) -> inference.Views:
@@ -733,15 +791,20 @@ def _calibrating(name: str, config: Mapping[str, Any], during: list[str], select
     return chosen or fitting[0]
 
 
-def _check_classes(name: str, classes: tuple[str, ...], protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
+def _check_names(name: str, names: Mapping[str, tuple[str, ...]], tasks: Mapping[str, Any]) -> None:
+    """Raises InputError if a task's classes, boxes or structures are others than those of the dataset evaluated on."""
     for task_name, task in tasks.items():
-        fields = [field for field in ("classes", "box_classes", "structures") if hasattr(task, field)]
-        own = getattr(task, fields[0]) if fields else ()
-        if fields[:1] == ["classes"] and tuple(own) != tuple(classes):
-            raise InputError(
-                f"config field evaluations.{name}: its dataset has the classes {list(classes)}, task {task_name!r} "
-                f"predicts {list(own)}; choose the same with the options build or read"
-            )
+        for field, found in names.items():
+            if hasattr(task, field) and tuple(own := getattr(task, field)) != tuple(found):
+                raise InputError(
+                    f"config field evaluations.{name}: its dataset has the {field} {list(found)}, task {task_name!r} "
+                    f"predicts {list(own)}; choose the same with the options build or read, or another dataset"
+                )
+
+
+def _check_protocol(name: str, protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
+    for task_name, task in tasks.items():
+        own = next((getattr(task, field) for field in NAMES if hasattr(task, field)), ())
         if missing := set(protocol.classes) - set(own):
             raise InputError(
                 f"config field evaluations.{name}.protocol: {protocol.name!r} needs the classes {sorted(missing)}, "
@@ -828,6 +891,24 @@ def _is_run(path: str) -> bool:
     return True
 
 
+def _warm_start_checked(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    """The config with the normalisation that belongs to the weights it starts from.
+
+    Raises InputError if weights are absent; once the run has a checkpoint, nothing asks for them any more.
+    """
+    if not any((workdir / "checkpoints" / "latest").glob("[0-9]*")):
+        for path in (config["backbone"]["pretrained"], *(path for _, _, path in _pretrained_heads(config))):
+            if path and not _is_run(path):
+                pretrained.check_exists(path)
+        return _normalised_as_its_run(config)
+    spec = config["backbone"]
+    if not spec["pretrained"]:
+        return config
+    with contextlib.closing(Checkpoints(workdir, "latest")) as checkpoints:
+        saved = checkpoints.config()["backbone"]
+    return config | {"backbone": spec | {field: spec[field] or tuple(saved[field]) for field in ("mean", "std")}}
+
+
 def _normalised_as_its_run(config: dict[str, Any]) -> dict[str, Any]:
     """Writes into a config that starts from a run how that run normalised its images, where it does not say itself.
 
@@ -874,6 +955,14 @@ def _set_part(
     own, report = pretrained.warm_start(own, weights, part=name, complete=complete)
     logging.info("%s", report)
     return {kind: of_kind | {name: own[kind]} for kind, of_kind in tree.items()}
+
+
+def _best_mode(best: Mapping[str, Any]) -> str:
+    """The config's mode, by default what the metric's name says: of validation/loss, of validation/TASK/mae."""
+    if best["mode"]:
+        return _one_of("best.mode", best["mode"], ("max", "min"))
+    words = best["metric"].split("/")
+    return "max" if metrics.sign("/".join(words[2:] or words[1:])) > 0 else "min"
 
 
 def _one_of(field: str, value: str, valid: tuple[str, ...]) -> str:

@@ -308,14 +308,19 @@ def compare_roc(
 
 
 def froc(
-    path: str | os.PathLike, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, iou: float, subject: str = ""
+    path: str | os.PathLike,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    iou: float,
+    reached: bool = False,
+    subject: str = "",
 ) -> None:
     """Draws sensitivity against the mean number of false positives in an image (FROC), one line a detector.
 
     Args:
       curves: name -> (false positives per image f[M], share of the true boxes that are found f[M]), both rising; the
         legend gives the mean sensitivity at `FROC_RATES`, as in `box_metrics.froc`.
-      iou: what the intersection over union of a hit exceeds, for the title.
+      iou: what the intersection over union of a hit exceeds, or with `reached` reaches, for the title.
       subject: more words for the title, such as the number of images.
 
     Raises InputError if the figure cannot be written.
@@ -333,7 +338,8 @@ def froc(
         axes.xaxis.set_major_locator(FixedLocator(FROC_RATES))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}" if rate >= 1 else f"1/{1 / rate:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        title = f"FROC, hits at an IoU above {iou:g}" + (f", {subject}" if subject else "")
+        hit = f"of {iou:g} or more" if reached else f"above {iou:g}"
+        title = f"FROC, hits at an IoU {hit}" + (f", {subject}" if subject else "")
         axes.set(title=title, xlabel="mean false positives in an image", ylabel="sensitivity")
         axes.set(xlim=(rates[0], rates[-1]), ylim=(-0.02, 1.02))
         below = {"loc": "upper left", "bbox_to_anchor": (0, -0.15), "borderaxespad": 0}

@@ -29,12 +29,12 @@ class Findings:
     """What was found in one image of H x W pixels; a task fills in what it knows.
 
     `scores` are numbers (probabilities, or whatever a task predicts, in its unit), `decisions` say which of them reach
-    their thresholds, `masks` are bool[H,W] by structure, `box_labels` all labels that `boxes` may have (none: the task
-    finds no boxes), `points` (y, x) as fractions of the image.
+    their thresholds (None: there is no threshold), `masks` are bool[H,W] by structure, `box_labels` all labels that
+    `boxes` may have (none: the task finds no boxes), `points` (y, x) as fractions of the image.
     """
 
     scores: Mapping[str, float] = field(default_factory=dict)
-    decisions: Mapping[str, bool] = field(default_factory=dict)
+    decisions: Mapping[str, bool | None] = field(default_factory=dict)
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     boxes: Sequence[Box] = ()
     box_labels: Sequence[str] = ()

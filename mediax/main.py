@@ -100,7 +100,8 @@ def _take_config(argv: list[str]) -> tuple[list[str], str]:
 def _join_processes() -> None:
     """Joins the other processes that `srun` started, found from the scheduler's variables."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        jax.distributed.initialize(heartbeat_timeout_seconds=60, shutdown_timeout_seconds=20)
+        # The first process draws and writes while the others wait for it at the end; failures do not come that way.
+        jax.distributed.initialize(heartbeat_timeout_seconds=60, shutdown_timeout_seconds=3600)
 
 
 def _stop(message: str, code: int) -> None:

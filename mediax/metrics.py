@@ -20,6 +20,8 @@ OVERALL = ("top1_accuracy", "balanced_accuracy", "cohen_kappa", "quadratic_weigh
 NEEDS_POSITIVES = {"auroc", "average_precision", "f1", "precision", "sensitivity"}
 NEEDS_NEGATIVES = {"auroc", "specificity"}
 NEEDS_THRESHOLD = {"accuracy", "f1", "precision", "sensitivity", "specificity"}
+# Words of names of figures that are better the smaller they are.
+ERRORS = {"mae", "mse", "rmse", "brier", "ece", "loss", "error", "distance", "hausdorff", "hd95", "assd"}
 
 CALIBRATION_BINS = 15
 # A threshold that no probability reaches; it stays above one when a caller stores it as float32.
@@ -165,6 +167,11 @@ def paired_difference(
         known = ~np.isnan(a.labels[:, 0])
         difference = with_interval(name, value, draws, a.patients[known], _overall_note(metric, value, a))
     return difference if math.isnan(difference.low) else replace(difference, p_value=_two_sided(draws))
+
+
+def sign(name: str) -> int:
+    """1 if more of the figure ("auroc/macro", "loss") is better, -1 if less is."""
+    return -1 if ERRORS & set(name.partition("/")[0].split("_")) else 1
 
 
 def case_means(

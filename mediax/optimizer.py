@@ -121,8 +121,8 @@ def build(
 
 
 def decayed(params: Any) -> Any:
-    """Marks what weight decay shrinks: kernels; not biases, norms and layer scales, which have one axis."""
-    return jax.tree.map(lambda param: param.ndim > 1, params)
+    """Marks what weight decay shrinks: kernels; not biases, scales, and tables of positions, tokens or queries."""
+    return jax.tree_util.tree_map_with_path(lambda path, param: path[-1].key == "kernel", params)
 
 
 def clip(grads: Any, maximum_norm: float) -> tuple[Any, jax.Array]:

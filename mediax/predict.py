@@ -418,7 +418,7 @@ def columns(findings: Findings) -> dict[str, Any]:
     counts = collections.Counter(box.label for box in findings.boxes if box.called)
     return (
         {name: f"{score:.6g}" for name, score in findings.scores.items()}
-        | {f"{name} called": int(called) for name, called in findings.decisions.items()}
+        | {f"{name} called": "" if called is None else int(called) for name, called in findings.decisions.items()}
         | {f"{name} pixels": int(mask.sum()) for name, mask in findings.masks.items()}
         | {f"{label} boxes": counts[label] for label in findings.box_labels}
     )

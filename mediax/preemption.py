@@ -29,12 +29,14 @@ class Preemption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Keeps a SIGTERM back within the block, for `reached` to report."""
+        """Keeps a SIGTERM back within the block, for `reached` to report; raises Preempted at its end otherwise."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self._signalled:
+            raise Preempted("stopped by SIGTERM; the same command resumes")
 
     def reached(self, step: int) -> bool:
         """Says whether to save and stop after `step`."""

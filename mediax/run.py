@@ -87,6 +87,8 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
         name: evaluate.calibrate(evaluations[name], collected[evaluations[name].rows])
         for name in {evaluation.calibrate_on for evaluation in evaluations.values()}
     }
+    if jax.process_index() == 0:
+        _clear(workdir)
     results = []
     for evaluation in evaluations.values():
         rows, calibration = collected[evaluation.rows], calibrations[evaluation.calibrate_on]
@@ -118,6 +120,13 @@ def _result(scored: evaluate.Score) -> report.Result:
     )
 
 
+def _clear(workdir: Path) -> None:
+    """Deletes the pictures and predictions of an earlier evaluation, whose splits may have had other names."""
+    for path in (*report.figure_files(workdir), *(workdir / "predictions").glob("*.npz")):
+        with naming_file(path):
+            path.unlink()
+
+
 def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calibration: Mapping[str, Any]) -> None:
     evaluation = scored.evaluation
     task = evaluation.tasks[scored.task]
@@ -132,10 +141,10 @@ def _save_predictions(folder: Path, scored: evaluate.Score, rows: evaluate.Colle
     """Writes `<evaluation>_<task>.npz`: all that was scored but pictures, and what pairs it with another run's.
 
     `prediction/<name>` and `target/<name>` are arrays [N,...] over the protocol's cases, `classes` the names of the
-    columns of scores, if the task has classes. `case` [N] are hashes of the images' or studies' ids and `group` i[N]
-    numbers the patients, so that files of the same split can be compared and name nobody. `draws` f32[M,R] are the
-    bootstrap draws of the figures whose names are in `metric` [M]: those of two runs on the same cases are of the same
-    patients, so their difference is a paired bootstrap.
+    columns of scores or of the boxes' labels, if the task has such. `case` [N] are hashes of the images' or studies'
+    ids and `group` i[N] numbers the patients, so that files of the same split can be compared and name nobody. `draws`
+    f32[M,R] are the bootstrap draws of the figures whose names are in `metric` [M]: those of two runs on the same cases
+    are of the same patients, so their difference is a paired bootstrap.
     """
     evaluation = scored.evaluation
     predictions, targets, groups = evaluate.cases(evaluation, rows, scored.task)
@@ -151,7 +160,8 @@ def _save_predictions(folder: Path, scored: evaluate.Score, rows: evaluate.Colle
     drawn = [metric for metric in scored.metrics if metric.draws is not None and metric.draws.size]
     arrays["metric"] = np.array([metric.name for metric in drawn], str)
     arrays["draws"] = np.array([metric.draws for metric in drawn], np.float32)
-    arrays["classes"] = np.array(getattr(evaluation.tasks[scored.task], "classes", ()), str)
+    task = evaluation.tasks[scored.task]
+    arrays["classes"] = np.array(getattr(task, "classes", getattr(task, "box_classes", ())), str)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     with naming_file(folder):

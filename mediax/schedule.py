@@ -50,7 +50,9 @@ def lock_release(
     backbone, then moves both; then comes the next stream.
     """
     if steps < 1:
-        raise InputError(f"config field schedule.steps is {steps}: expected at least 1 step in each half of a turn")
+        raise InputError(
+            f"config field schedule.options.steps is {steps}: expected at least 1 step in each half of a turn"
+        )
     locked, released = _turns(parts, [*frozen, *lock]), _turns(parts, frozen)
     order = list(parts)
 
@@ -80,7 +82,12 @@ def _even_order(weights: Mapping[str, float], resolution: int = 1000) -> list[st
     total = sum(weights.values())
     if total <= 0 or min(weights.values()) < 0 or not math.isfinite(total):
         raise InputError(f"config: stream weights {dict(weights)} must be finite, not negative, and not all zero")
-    shares = {name: max(round(resolution * weight / total), 1) for name, weight in weights.items() if weight > 0}
+    shares = {name: round(resolution * weight / total) for name, weight in weights.items() if weight > 0}
+    if rare := [name for name, share in shares.items() if share == 0]:
+        raise InputError(
+            f"config field streams.{rare[0]}.weight is {weights[rare[0]]:g} of {total:g}: expected 0, which leaves the "
+            f"stream out, or at least 1/{resolution} of the sum of the weights"
+        )
     divisor = math.gcd(*shares.values())
     shares = {name: share // divisor for name, share in shares.items()}
     taken = dict.fromkeys(shares, 0)

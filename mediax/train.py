@@ -29,9 +29,10 @@ from mediax.schedule import Schedule, Turn
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes; params, batch_stats, opt_state and ema share the names of the parts."""
+    """Everything that a step changes; all but `step` have the names of the parts."""
 
     step: jax.Array
+    updates: Tree  # {part: i32}, how many steps the part was live in
     params: Tree
     batch_stats: Tree
     opt_state: Tree
@@ -87,7 +88,8 @@ def init_state(training: Training, key: jax.Array) -> TrainState:
     params, batch_stats = training.model.init(key)
     opt_state = {part: training.optimizer[part].init(params[part]) for part in params}
     averages = _averages(training, params, batch_stats)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, averages)
+    updates = {part: jnp.zeros((), jnp.int32) for part in params}
+    state = TrainState(jnp.zeros((), jnp.int32), updates, params, batch_stats, opt_state, averages)
     # An initializer's weakly typed array would come out of the first step strongly typed, and the step compile twice.
     return jax.tree.map(lambda array: jax.lax.convert_element_type(array, array.dtype), state)
 
@@ -142,7 +144,8 @@ def train_step(
         )
         params[part] = optax.apply_updates(params[part], updates)
     ema = state.ema and _moved_averages(state, params, batch_stats, training.ema_decay, turn.live)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), logs | {"gradient_norm": norm}
+    updates = {part: count + (part in turn.live) for part, count in state.updates.items()}
+    return TrainState(state.step + 1, updates, params, batch_stats, opt_state, ema), logs | {"gradient_norm": norm}
 
 
 def _gradients(loss_of, live: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, slices: int):
@@ -168,13 +171,14 @@ def _gradients(loss_of, live: Tree, batch_stats: Tree, batch: Batch, key: jax.Ar
 
 
 def _moved_averages(state: TrainState, params: Tree, batch_stats: Tree, decay: float, live) -> Tree:
-    # As Adam corrects its moments: the weights decay by `decay` and sum to one, so the random start has none.
-    decay = decay * (1 - decay**state.step) / (1 - decay ** (state.step + 1))
-    ema = dict(state.ema)
-    for part in live:
+    def moved(part: str) -> Tree:
+        # As Adam corrects its moments: the weights decay by `decay` and sum to one, so the random start has none.
+        updates = state.updates[part]
+        kept = decay * (1 - decay**updates) / (1 - decay ** (updates + 1))
         now = {"params": params[part], "batch_stats": batch_stats[part]}
-        ema[part] = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema[part], now)
-    return ema
+        return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.ema[part], now)
+
+    return state.ema | {part: moved(part) for part in live}
 
 
 def fit(training: Training, workdir: Path, preemption: Preemption) -> None:
@@ -213,6 +217,9 @@ class _Loop:
                 )
             self.state = self._fresh_state(init_key)
             self.progress = {"positions": {}, "history": [], "meter": {}, "finished": False}
+            # From here on there is a latest one, whenever the first best one is written.
+            self.latest.save(0, self.state, self.progress, training.config)
+            self.latest.wait()
         else:
             check_same_config(self.latest.config(), training.config, self.latest.folder)
             self.state, self.progress = self.latest.restore(abstract(shapes, self.shardings))

@@ -243,6 +243,9 @@ def test_errors_name_the_task():
             make_task(**options)
     with pytest.raises(InputError, match="3 images to fit the mixture to, expected at least 5"):
         make_task().calibrate(*split(rows=3))
+    # Four fifths of the images have to span the directions, and one more.
+    with pytest.raises(InputError, match="7 images to fit the mixture to, expected at least 8"):
+        make_task(dimensions=4).calibrate(*split(rows=7))
     with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: the code has 6"):
         make_task(dimensions=9).calibrate(*split())
     with pytest.raises(InputError, match="the batch has no labels"):

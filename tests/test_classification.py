@@ -262,3 +262,8 @@ def test_errors_name_the_task():
         _task(head={"name": "pooled", "dropot": 0.1})
     with pytest.raises(InputError, match="did you mean 'pooled'"):
         _task(head={"name": "poled"})
+
+
+def test_a_class_without_a_threshold_is_neither_called_nor_not():
+    found = _task().findings({"scores": np.float32([[0.7, 0.2, 0.9]])}, {"thresholds": [0.5, 0.5, np.nan]}, 0, (8, 8))
+    assert found.decisions == {"Edema": True, "Fracture": False, "Mass": None}

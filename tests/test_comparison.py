@@ -1,5 +1,6 @@
 """Reports on runs: who is best, what cannot be told apart, what was left out; degenerate and hostile input."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -227,10 +228,21 @@ def test_detections_are_compared_by_froc(tmp_path):
         write_result(tmp_path / name, found, settings=config(name))
         keep_predictions(tmp_path / name, predictions, targets, patients, found)
     ((row,),) = [group.rows for group in groups_of(tmp_path)]
-    perfect, blind = comparison._detections({entry.label: entry.scored[0] for entry in row.entries}).values()
+    perfect, blind = comparison._detections(
+        {entry.label: entry.scored[0] for entry in row.entries}, protocols.get("coco")
+    ).values()
     rate, sensitivity = comparison._froc(perfect, 0.5)
     assert sensitivity[-1] == 1 and rate[-1] == 1 and (np.diff(rate) >= 0).all()
     assert comparison._froc(blind, 0.5)[1].max() == 0
+    # Of images that have a box alone, those of any class: what the protocol of the row counts.
+    arrays = row.entries[0].scored[0].arrays
+    some = arrays | {"target/box_valid": np.tile([True, False], (20, 1)) & (np.arange(20) % 2 == 0)[:, None]}
+    other = some | {"prediction/labels": np.ones((20, 2), int)}
+    scored = {"other": dataclasses.replace(row.entries[0].scored[0], arrays=other)}
+    for protocol, images, hits in (("coco", 19, 0), ("tbx11k/tuberculosis_agnostic", 9, 9)):
+        found = comparison._detections(scored, protocols.get(protocol))
+        assert len(found["other"].true) == images
+        assert comparison._froc(found["other"], 0.5)[1].max() * 9 == hits
     comparison.write([tmp_path], tmp_path / "out")
     assert "FROC" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "figures" / "1_1_froc.png").is_file()

@@ -192,7 +192,19 @@ def test_head(name):
 def test_task(name):
     module = catalog.load("tasks", name)
     assert module.__doc__ and dataclasses.is_dataclass(module.Task)
-    for method in ("parts", "apply", "count", "loss", "predict", "targets", "calibrate", "metrics"):
+    called = (
+        "parts",
+        "apply",
+        "count",
+        "loss",
+        "predict",
+        "targets",
+        "calibrate",
+        "trivial",
+        "metrics",
+        "draw_samples",
+    )
+    for method in called:
         assert getattr(module.Task, method).__doc__, f"{name}.Task.{method} has no docstring"
 
 

@@ -26,6 +26,8 @@ def test_every_variant_of_every_config_stands_in_one_row():
     detection = next(row for row in rows if "`node21,dino`" in row[1])
     assert detection[2:4] == ["node21", "detection"] and "resnet 50 + dino" in detection[4].split(", ")
     assert "node21/detection" in detection[5].split(", ")
+    smaller = next(row for row in rows if row[0] == "`pneumoniamnist_resnet.py`")
+    assert smaller[4] == "resnet 18 (own size)"
 
 
 def load_tables():

@@ -1,5 +1,6 @@
 """Evaluation: every row once, in order, without padding; then cases, thresholds and figures."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from mediax import data, evaluate, protocols, sharding
+from mediax import data, evaluate, inference, protocols, sharding
 from mediax.evaluate import Collected, Evaluation
 from mediax.metrics import Metric
 from mediax.protocols import Protocol
@@ -124,6 +125,16 @@ def test_a_loss_without_known_entries_is_zero():
         return {TASK: _echo(batch)[TASK] | {"loss": np.float32(0), "count": np.float32(0)}}
 
     assert evaluate.collect(unknown, (), _evaluation(), sharding.mesh()).loss == 0
+
+
+def test_evaluations_alike_share_a_predict_step():
+    training = toy.training()
+    one, other = (_evaluation(rows=13, tasks=training.streams["a"].tasks) for _ in range(2))
+    flipped = dataclasses.replace(one, rows="flipped", views=inference.Views(flips=("horizontal",)))
+    steps = evaluate.make_predict_steps(
+        training.model, [one, dataclasses.replace(other, rows="other"), flipped], training.mesh
+    )
+    assert steps[""] is steps["other"] is not steps["flipped"]
 
 
 class Stub:

@@ -1,15 +1,19 @@
 """The composition root: defaults and their errors, every config of the repository, and what is composed from one."""
 
+import contextlib
 import copy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from mediax import batch, experiment, inference, protocols, train
+from mediax import batch, builder, experiment, inference, protocols, train
+from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
 
@@ -349,6 +353,7 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         ("steps", 0, "config field steps is 0: expected at least 1"),
         ("streams.shuffled.batch_size", 0, "streams.shuffled.batch_size is 0: expected at least 1"),
         ("evaluations.test.batch_size", -4, "evaluations.test.batch_size is -4: expected at least 1"),
+        ("ema_decay", 1.0, "config field ema_decay is 1.0: expected less than 1"),
         ("optimizer.weight_decay", -0.1, "optimizer.weight_decay is -0.1: expected at least 0"),
         ("evaluations.test.calibrate_on", "control", "calibrate_on: 'control' is of .* cannot come from it"),
         (
@@ -363,6 +368,7 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             {"classification": {"classes": ("Mass",)}},
             r"evaluations.control: its dataset has the classes \['Pneumonia'\], .* predicts \['Mass'\]",
         ),
+        ("evaluations.test.split", "tset", "has no split 'tset'.*evaluations.test.optional=True"),
         (
             "streams.shuffled.tasks",
             {"segmentation": {}},
@@ -382,6 +388,74 @@ def test_tasks_know_the_classes_of_their_dataset(training):
 def test_what_a_config_gets_wrong_is_named(folders, training, path, value, words):
     with pytest.raises(InputError, match=words):
         experiment.compose(_changed(path, value), folders)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("validation/loss", "min"),
+        ("validation/classification/auroc/macro", "max"),
+        ("validation/age/mae/macro", "min"),
+        ("mae/registration/auc", "max"),
+    ],
+)
+def test_better_is_what_the_metric_says(metric, mode):
+    assert experiment._best_mode({"metric": metric, "mode": ""}) == mode
+    assert experiment._best_mode({"metric": metric, "mode": "max"}) == "max"
+
+
+def test_an_optional_evaluation_without_its_split_is_left_out(folders, training, caplog):
+    config = _changed("evaluations.control.optional", True)
+    config["evaluations"]["control"] |= {"split": "absent"}
+    assert experiment.compose(config, folders).evaluations.keys() == training.evaluations.keys() - {"control"}
+    assert "evaluations.control is left out" in caplog.text
+    config = _changed("evaluations.test.optional", True)
+    config["evaluations"]["test"] |= {"split": "absent"}
+    with pytest.raises(InputError, match="'official' takes its thresholds from it, and its split is absent"):
+        experiment.compose(config, folders)
+
+
+def test_slices_that_share_patients_are_refused(folders, training, monkeypatch):
+    config = _changed("streams.pneumonia.split", "train[:50%]")
+    config["evaluations"]["validation"] |= {"split": "train[50%:]"}
+    experiment.compose(config, folders)  # an image a patient
+    del config["evaluations"]["official"], config["evaluations"]["test"]
+    monkeypatch.setattr(builder.Records, "columns", lambda records: {"patient_id": ["p1", "p2", records.split[:1]]})
+    with pytest.raises(InputError, match=r"validation.split: 3 patients of 'train\[50%:\]' are in the training split"):
+        experiment.compose(config, folders)
+    config["evaluations"]["validation"] |= {"split": "train[:50%]"}  # the very images of the training
+    experiment.compose(config, folders)
+
+
+def test_an_evaluation_names_what_the_task_finds(training):
+    detection = SimpleNamespace(box_classes=("Aortic Enlargement", "Mass"))
+    names = {"classes": (), "box_classes": ("Mass", "Nodule")}
+    with pytest.raises(InputError, match=r"external: .* the box_classes \['Mass', 'Nodule'\], task 'boxes' predicts"):
+        experiment._check_names("external", names, {"boxes": detection})
+    experiment._check_names("external", {"box_classes": ("Aortic Enlargement", "Mass")}, {"boxes": detection})
+
+
+def test_a_run_that_has_begun_needs_the_weights_no_more(tmp_path):
+    config = complete({"backbone": {"name": "resnet", "pretrained": "gone.pth"}})
+    with pytest.raises(InputError, match="gone"):
+        experiment._warm_start_checked(config, tmp_path)
+    saved = {"backbone": {"mean": [0.4], "std": [0.2]}}
+    with contextlib.closing(Checkpoints(tmp_path, "latest")) as checkpoints:
+        checkpoints.save(0, {"step": jnp.zeros(())}, {}, saved)
+    found = experiment._warm_start_checked(config, tmp_path)["backbone"]
+    assert (found["mean"], found["std"]) == ((0.4,), (0.2,))
+
+
+def test_files_are_read_as_images_of_an_evaluation_of_images():
+    config = complete(
+        GIVEN
+        | {
+            "evaluations": {"test": {"stream": "pneumonia", "protocol": "study"}}
+            | {"all": {"stream": "pneumonia"}, "some": {"stream": "pneumonia", "tasks": ("second",)}}
+        }
+    )
+    assert experiment._evaluation_of_streams(config, "") == ["all"]
+    assert experiment._evaluation_of_streams(config, "test") == ["test"]
 
 
 def test_views_are_those_of_the_evaluation_and_part_of_what_the_model_sees(folders, training):

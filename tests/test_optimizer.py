@@ -47,6 +47,12 @@ def test_weight_decay_spares_vectors():
     assert not updates["bias"].any()
 
 
+def test_weight_decay_spares_tables_of_positions_and_tokens():
+    table, kernel = np.ones((49, 3)), np.ones((3, 3))
+    marked = optimizer.decayed({"attention": {"table": table, "project": {"kernel": kernel}}, "class_token": table})
+    assert marked == {"attention": {"table": False, "project": {"kernel": True}}, "class_token": False}
+
+
 def test_layer_decay_and_per_part_values():
     chains = optimizer.build(
         PARTS,

@@ -112,6 +112,19 @@ def test_left_is_on_the_right_of_the_image():
         assert radiograph.landmarks["Aortic Knob"][1] > radiograph.landmarks["Carina"][1]
 
 
+def test_positioning_spreads_the_patients_and_moves_nothing_else():
+    def hearts(**options):
+        drawn = [frontal(seed, size=64, **options) for seed in range(12)]
+        places = np.array([centre(radiograph.masks["Heart"]) for radiograph in drawn])
+        return drawn, places.std(axis=0).mean(), np.std([radiograph.masks["Heart"].sum() for radiograph in drawn])
+
+    usual, spread, areas = hearts()
+    same, *_ = hearts(positioning=1.0)
+    assert all((a.image == b.image).all() for a, b in zip(usual, same))
+    _, wider, more_areas = hearts(positioning=5.0)
+    assert wider > 3 * spread and more_areas > 1.5 * areas
+
+
 def test_right_dome_stands_higher():
     level = [frontal(seed, size=64).landmarks for seed in range(20)]
     higher = [marks["Right Hemidiaphragm"][0] < marks["Left Hemidiaphragm"][0] for marks in level]

@@ -19,10 +19,18 @@ def handler():
 
 def test_sigterm_while_training_waits_to_be_asked_for():
     preemption = Preemption()
-    with preemption.deferred():
+    with pytest.raises(Preempted), preemption.deferred():
         assert not preemption.reached(1)
         signal.raise_signal(signal.SIGTERM)
         assert preemption.reached(2) and preemption.reached(3)
+
+
+def test_sigterm_after_it_was_last_asked_for_is_answered_at_the_end():
+    preemption, done = Preemption(), []
+    with pytest.raises(Preempted, match="same command resumes"), preemption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        done.append("the last evaluation")
+    assert done
 
 
 def test_sigterm_before_and_after_training_stops_at_once():
@@ -38,7 +46,7 @@ def test_sigterm_before_and_after_training_stops_at_once():
 
 def test_each_run_starts_unsignalled():
     first = Preemption()
-    with first.deferred():
+    with pytest.raises(Preempted), first.deferred():
         signal.raise_signal(signal.SIGTERM)
     second = Preemption()
     assert first.reached(1) and not second.reached(1)

@@ -49,6 +49,7 @@ def test_proportional_never_strays_from_the_proportion(weights):
         (lambda: schedule.build("cyclic", PARTS, WEIGHTS, ("*",)), "nothing would learn"),
         (lambda: schedule.build("lock_release", PARTS, WEIGHTS, ()), "steps"),
         (lambda: schedule.build("proportional", PARTS, {"a": 0.0, "b": 0.0}, ()), "not all zero"),
+        (lambda: schedule.build("proportional", PARTS, {"a": 5000.0, "b": 1.0}, ()), "streams.b.weight is 1 of 5001"),
     ],
 )
 def test_errors_name_the_field(call, words):

@@ -79,6 +79,20 @@ def test_averages_decay_and_leave_the_random_start_out():
     assert _steps(toy.training(ema_decay=0.0), 1)[0][-1].ema is None
 
 
+def test_averages_of_a_part_begin_with_its_own_first_step():
+    options = {"steps": 2, "lock": ["backbone"]}
+    training = toy.training(ema_decay=0.9, streams=("a", "b"), plan="lock_release", options=options)
+    states, _ = _steps(training, 8)
+    live = [step for step in range(8) if "head/b/classification" in training.schedule(step).live]
+    assert live == [4, 5, 6, 7]
+    bias = [jax.tree.leaves(states[step + 1].params["head/b/classification"])[0] for step in live]
+    weights = 0.9 ** np.arange(3, -1, -1)
+    expected = np.tensordot(weights / weights.sum(), np.stack(bias), 1)
+    averaged = jax.tree.leaves(states[8].ema["head/b/classification"]["params"])[0]
+    np.testing.assert_allclose(averaged, expected, atol=1e-6)
+    assert states[8].updates == {"backbone": 4, "head/a/classification": 4, "head/b/classification": 4}
+
+
 def test_frozen_backbone_and_its_statistics_stay():
     states, _ = _steps(toy.training(batch_norm=True, frozen=("backbone",)), 3)
     assert toy.digest(states[0].params["backbone"]) == toy.digest(states[3].params["backbone"])

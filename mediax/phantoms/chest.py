@@ -102,8 +102,8 @@ def frontal(
 
     The seed fixes how the image is taken and where the findings lie; `patient` (default: the seed's) fixes the body.
     `size` is the side or (height, width) in pixels, `view` "PA" or "AP" (in bed: larger heart, less inspiration),
-    `severity` 0 (subtle) to 1 (obvious), drawn for each finding by default; `positioning` multiplies how far the patient
-    is shifted, turned and zoomed. Raises InputError on an unknown finding or view.
+    `severity` 0 (subtle) to 1 (obvious), drawn for each finding by default; `positioning` multiplies how far the
+    patient is shifted, turned and zoomed. Raises InputError on an unknown finding or view.
     """
     findings = _check_findings(findings)
     if view not in ("PA", "AP"):

@@ -4,6 +4,7 @@ The network learns to reconstruct images; labels take no part but that anomalous
 fitted to the codes of the calibrating split, which is to be the training split (`calibrate_on` of the evaluations).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,8 @@ class Task:
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
             code, error = code[normal], error[normal]
-        fewest = max(FOLDS, 2 * self.components, self.dimensions + 1)
+        # Each fold leaves a fifth out, and as many directions take one image more than that to have a spread in each.
+        fewest = max(FOLDS, 2 * self.components, math.ceil((self.dimensions + 2) * FOLDS / (FOLDS - 1)))
         if len(code) < fewest:
             raise InputError(
                 f"task {self.name!r}: {len(code)} images to fit the mixture to, expected at least {fewest}: choose the "

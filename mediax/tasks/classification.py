@@ -200,15 +200,14 @@ class Task:
     def findings(
         self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
     ) -> Findings:
-        """Says of image `row` how probable each class is, and which of them to call."""
+        """Says of image `row` how probable each class is, and which of them to call: None without a threshold."""
         scores = predictions["scores"][row]
         if self.exclusive:
-            called = np.arange(len(scores)) == scores.argmax()
+            called = (np.arange(len(scores)) == scores.argmax()).tolist()
         else:
-            called = scores >= np.asarray(calibration["thresholds"], float)
-        return Findings(
-            scores=dict(zip(self.classes, scores.tolist())), decisions=dict(zip(self.classes, called.tolist()))
-        )
+            thresholds = np.asarray(calibration["thresholds"], float)
+            called = [None if np.isnan(t) else bool(score >= t) for score, t in zip(scores, thresholds)]
+        return Findings(scores=dict(zip(self.classes, scores.tolist())), decisions=dict(zip(self.classes, called)))
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "pooled")

@@ -151,13 +151,11 @@ class Task:
         rules. `agnostic` scores all classes as one, `annotated_only` leaves images without a true box out, `no_finding`
         names a class of such images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
         """
-        gather = partial(box_metrics.gather, annotated_only=annotated_only)
-        boxes = gather(predictions, targets, self.box_classes, groups)
-        index = [self.box_classes.index(name) for name in classes or self.box_classes]
-        if edge_pixel:
-            boxes = box_metrics.with_edge_pixels(boxes, edge_pixel)
-        if agnostic:
-            boxes, index = box_metrics.without_classes(boxes, "any"), [0]
+        scored = partial(
+            box_metrics.scored_boxes, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel
+        )
+        boxes = scored(predictions, targets, self.box_classes, groups)
+        index = [0] if agnostic else [self.box_classes.index(name) for name in classes or self.box_classes]
         if no_finding:
             index.append(len(boxes.classes))
             boxes = box_metrics.with_no_finding(boxes, no_finding)
@@ -170,9 +168,7 @@ class Task:
         results = box_metrics.average_precision(boxes, index, **options)
         if "mask_iou" in predictions:
             known = targets | {"boxes_known": targets["masks_known"]}
-            masks = gather(predictions, known, self.box_classes, groups, masks=True)
-            if agnostic:
-                masks = box_metrics.without_classes(masks, "any")
+            masks = scored(predictions, known, self.box_classes, groups, masks=True)
             results += box_metrics.average_precision(masks, index, prefix="mask_", **options)
         return results
 
