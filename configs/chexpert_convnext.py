@@ -86,14 +86,13 @@ def _phantom(config: ConfigDict) -> ConfigDict:
     )
     config.streams.chexpert.tasks.classification.head.pooling = "average_max"
     config.backbone.options = {
-        "depths": (0, 1, 2, 2, 1),
-        "widths": (16, 32, 64, 128, 256),
-        "stem_stride": 2,
+        "depths": (1, 2, 2, 1),
+        "widths": (32, 64, 128, 256),
         "layer_scale": 1.0,
     }
-    config.steps = 560
+    config.steps = 720
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 140
+    config.evaluate_every = config.checkpoint_every = 180
     config.best.metric = "validation/loss"
     config.best.mode = "min"
     config.optimizer.peak = 3e-3
