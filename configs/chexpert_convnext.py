@@ -90,9 +90,9 @@ def _phantom(config: ConfigDict) -> ConfigDict:
         "widths": (32, 64, 128, 256),
         "layer_scale": 1.0,
     }
-    config.steps = 720
+    config.steps = 640
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 180
+    config.evaluate_every = config.checkpoint_every = 160
     config.best.metric = "validation/loss"
     config.best.mode = "min"
     config.optimizer.peak = 3e-3
