@@ -19,7 +19,7 @@ DATASETS = {
     "chestxdet": {"build": {"size": 512}, "protocol": "chestxdet/segmentation", "threshold": "dice"},
 }
 PHANTOMS = {
-    "chexmask": {"count": 240, "size": 128, "positioning": 5.0},
+    "chexmask": {"count": 240, "size": 128, "positioning": 1.0},
     "siim_acr": {"count": 240, "test_count": 60, "size": 128},
     "chestxdet": {"train": 300, "test": 60, "size": 128},
 }

@@ -140,8 +140,8 @@ PHANTOMS = {
         "size": 64,
         "steps": 400,
         "backbone": SMALL_AUTOENCODER,
-        # What is unusual shows in the code's minor directions: as many of them as five images each can tell.
-        "task": {"head": SMALL_AUTOENCODER_HEAD, "dimensions": 48},
+        # What is unusual shows in the code's minor directions: half of the code.
+        "task": {"head": SMALL_AUTOENCODER_HEAD, "dimensions": 64},
     },
     "clusters": {
         "images": (60, 20),

@@ -241,11 +241,11 @@ def test_errors_name_the_task():
     ):
         with pytest.raises(InputError, match=words):
             make_task(**options)
-    with pytest.raises(InputError, match="3 images to fit the mixture to, expected at least 5"):
+    with pytest.raises(InputError, match="3 images to fit the mixture to, expected at least 10"):
         make_task().calibrate(*split(rows=3))
-    # Four fifths of the images have to span the directions, and one more.
-    with pytest.raises(InputError, match="7 images to fit the mixture to, expected at least 8"):
-        make_task(dimensions=4).calibrate(*split(rows=7))
+    # Nine tenths of the images have to span the directions, and two more.
+    with pytest.raises(InputError, match="19 images to fit the mixture to, expected at least 20"):
+        make_task(dimensions=16).calibrate(*split(rows=19))
     with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: the code has 6"):
         make_task(dimensions=9).calibrate(*split())
     with pytest.raises(InputError, match="the batch has no labels"):

@@ -46,6 +46,10 @@ def phantom_config(path, variant):
     config = experiment.load_config(f"{path}:{variant},phantom" if variant else f"{path}:phantom").to_dict()
     for spec in (*config["streams"].values(), *config["evaluations"].values()):
         spec["batch_size"] = 4
+    for stream in config["streams"].values():
+        for task in stream["tasks"].values():
+            if task.get("dimensions", 0) > COUNT // 2:  # so few images do not span more
+                task["dimensions"] = COUNT // 2
     every = {"log_every": 1, "evaluate_every": STEPS, "checkpoint_every": STEPS}
     few = {"steps": STEPS, "resamples": 10, "cpu_devices": 1, "phantom": few_images(config["phantom"])}
     return config | every | few

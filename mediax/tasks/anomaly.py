@@ -25,7 +25,7 @@ CRITERIA = ("mse", "cross_entropy")
 SCORES = ("likelihood", "reconstruction")
 COVARIANCES = ("full", "diag")
 PER_CLASS = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity")
-FOLDS = 5
+FOLDS = 10
 RESTARTS = 10  # of the mixture's EM, whose end depends on its start
 
 
@@ -131,7 +131,7 @@ class Task:
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
             code, error = code[normal], error[normal]
-        # Each fold leaves a fifth out, and as many directions take one image more than that to have a spread in each.
+        # Each fold leaves a part out, and of the rest so many directions need two images more, to have a spread in each.
         fewest = max(FOLDS, 2 * self.components, math.ceil((self.dimensions + 2) * FOLDS / (FOLDS - 1)))
         if len(code) < fewest:
             raise InputError(
