@@ -131,7 +131,7 @@ class Task:
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
             code, error = code[normal], error[normal]
-        # Each fold leaves a part out, and of the rest so many directions need two images more, to have a spread in each.
+        # A spread in each direction takes two images more than directions, and each fold leaves some out.
         fewest = max(FOLDS, 2 * self.components, math.ceil((self.dimensions + 2) * FOLDS / (FOLDS - 1)))
         if len(code) < fewest:
             raise InputError(
