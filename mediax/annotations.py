@@ -261,7 +261,7 @@ def fuse_boxes(
     *,
     scores: np.ndarray | None = None,
     iou: float = 0.55,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fuses the boxes of several readers of one image (weighted box fusion, Solovyev et al. 2021).
 
     Boxes of one label, taken by falling score, join the fused box that they overlap most, if by more than `iou`, or
@@ -275,25 +275,28 @@ def fuse_boxes(
       scores: f32[N] in (0,1]; 1 unless given, as of a reader who is sure.
       iou: intersection over union above which two boxes mean the same thing.
 
-    Returns boxes f32[M,4], labels i64[M] and scores f32[M], by falling score: the mean score of the members times the
-    share of the readers (at most 1) that drew them, so without `scores` the share of readers who agree.
+    Returns boxes f32[M,4], labels i64[M], scores f32[M], by falling score, and i64[M] how many readers drew each. The
+    score is the paper's: the mean score of the members times their number over the number of readers (at most 1); a
+    reader who drew one thing twice counts twice in it.
 
     Raises InputError for boxes without an area or not finite, and for a reader or score out of range.
     """
     boxes, labels, readers = _finite(boxes, 4, "boxes"), np.asarray(labels), np.asarray(readers)
     scores = np.ones(len(boxes)) if scores is None else np.asarray(scores, np.float64)
     _check_readers(boxes, labels, readers, num_readers, scores)
-    fused: list[tuple[np.ndarray, int, float]] = []
+    fused: list[tuple[np.ndarray, int, float, int]] = []
     for label in np.unique(labels):
         for members in _cluster(boxes, scores, np.flatnonzero(labels == label), iou):
             share = min(num_readers, len(members)) / num_readers
-            fused.append((_mean_box(boxes, scores, members), label, scores[members].mean() * share))
+            score, agreeing = scores[members].mean() * share, len(set(readers[members].tolist()))
+            fused.append((_mean_box(boxes, scores, members), label, score, agreeing))
     fused.sort(key=lambda box: -box[2])
-    found_boxes, found_labels, found_scores = zip(*fused) if fused else ((), (), ())
+    found_boxes, found_labels, found_scores, agreed = zip(*fused) if fused else ((), (), (), ())
     return (
         np.array(found_boxes, np.float32).reshape(-1, 4),
         np.array(found_labels, np.int64),
         np.array(found_scores, np.float32),
+        np.array(agreed, np.int64),
     )
 
 

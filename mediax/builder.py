@@ -81,7 +81,12 @@ class Config(tfds.core.BuilderConfig):
             raise InputError(f"builder config: size={self.size!r}: expected a positive number of pixels, or None")
         if self.encoding != "png":
             images.jpeg_quality(self.encoding)
-        self.name = self.name or "-".join(str(value) for value in self.chosen().values()) or "native"
+        self.name = self.name or "-".join(self._words()) or "native"
+
+    def _words(self) -> Iterator[str]:
+        """The values that differ from their defaults; with the name of the field, where the value tells too little."""
+        for name, value in self.chosen().items():
+            yield str(value) if name == "size" or isinstance(value, str) else f"{name}{value}"
 
     def chosen(self) -> dict[str, Any]:
         """The values that differ from their defaults."""
@@ -605,7 +610,7 @@ def _build(builder: Builder) -> None:
         builder.download_and_prepare()
     except Exception as error:
         # ArrayRecord's writer is C++ and reports a full disk in words only.
-        if os.strerror(errno.ENOSPC) in str(error):
+        if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             raise builder.disk_full() from error
         raise
 
@@ -744,7 +749,7 @@ def read_table(
             where = f"{path}, line {lines.line_num}"
             if len(cells) != len(names) and any(cell.strip() for cell in cells):
                 raise InputError(f"{where}: {len(cells)} cells, the header has {len(names)}; is the file complete?")
-            if cells:
+            if any(cell.strip() for cell in cells):
                 yield where, {name: cell.strip() for name, cell in zip(names, cells)}
 
 

@@ -63,10 +63,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:
-            raise InputError(
-                f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
-                "another model or is damaged. Give another --workdir, or delete the checkpoints to start anew."
-            ) from error
+            raise self._unreadable(step, error) from error
         return restored.state, restored.progress
 
     def config(self) -> dict[str, Any]:
@@ -74,7 +71,10 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             raise InputError(f"{self.folder}: no checkpoint")
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        except Exception as error:
+            raise self._unreadable(step, error) from error
 
     def part(self, name: str) -> dict[tuple[str | int, ...], np.ndarray]:
         """Reads one part of the newest checkpoint as evaluations see it (the moving averages, if they are kept).
@@ -108,6 +108,12 @@ class Checkpoints:
         # Orbax writes the index of a layer as text.
         return {tuple(int(k.key) if k.key.isdigit() else k.key for k in path): array for path, array in leaves}
 
+    def _unreadable(self, step: int, error: Exception) -> InputError:
+        return InputError(
+            f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
+            "another model or is damaged. Give another --workdir, or delete the checkpoints to start anew."
+        )
+
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
         try:
@@ -130,7 +136,7 @@ def abstract(state: Any, shardings: Any) -> Any:
 
 def write_error(path: Path, error: Exception) -> InputError:
     """Words a failed write; a full disk gets its own advice."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     advice = "the disk is full: free some space, then give the same command again" if full else _first_line(error)
     return InputError(f"{path}: cannot write: {advice}. The last whole checkpoint is untouched.")
 

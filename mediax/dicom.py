@@ -23,7 +23,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat
 
 from mediax.errors import CorruptImageError, InputError
-from mediax.files import replace_file
+from mediax.files import file_bytes, replace_file
 
 # The first that is given and positive counts: in the patient (calibrated), at the detector, of a film's scanner.
 SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
@@ -175,7 +175,7 @@ def read(path: str | Path, *, frame: int | None = None) -> Dicom:
       CorruptImageError: the file is truncated, damaged, without pixels or no DICOM file.
       InputError: it needs a decoder that is not installed (the message names the package), or holds several frames.
     """
-    return read_bytes(Path(path).read_bytes(), name=str(path), frame=frame)
+    return read_bytes(file_bytes(path), name=str(path), frame=frame)
 
 
 def read_bytes(data: bytes, *, name: str, frame: int | None = None) -> Dicom:
@@ -244,6 +244,7 @@ def write(
     photometric: Literal["MONOCHROME2", "MONOCHROME1"] = "MONOCHROME2",
     tags: Mapping[str, Any] | None = None,
     uid_source: str | None = None,
+    spacing_tag: str = "PixelSpacing",
 ) -> None:
     """Writes an uncompressed Secondary Capture image without patient data, whole or not at all.
 
@@ -251,7 +252,7 @@ def write(
       path: the file.
       pixels: u8[H,W,1], u16[H,W,1] or u8[H,W,3] (RGB), bright high; `Dicom.unsigned` reads them back.
       bits: of each value in use (BitsStored); all of its type's unless given.
-      spacing_mm: PixelSpacing (row, column) in millimetres.
+      spacing_mm: (row, column) in millimetres, written as `spacing_tag`, which is one of SPACING_TAGS.
       photometric: "MONOCHROME1" stores grey values inverted, as many radiography units do.
       tags: further DICOM keywords and their values, for instance {"Modality": "CR", "ViewPosition": "PA"}.
       uid_source: a text that the study's, series' and image's UIDs are derived from, so that they, and the file's
@@ -260,7 +261,7 @@ def write(
     Raises:
       InputError: pixels that such a file cannot hold, an unknown keyword, or a path that cannot be written.
     """
-    replace_file(path, _encode(pixels, bits, spacing_mm, photometric, tags or {}, uid_source))
+    replace_file(path, _encode(pixels, bits, {spacing_tag: spacing_mm}, photometric, tags or {}, uid_source))
 
 
 def _check_decoder(transfer_syntax: pydicom.uid.UID) -> None:
@@ -385,7 +386,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _encode(pixels, bits, spacing_mm, photometric, tags, uid_source) -> bytes:
+def _encode(pixels, bits, spacings, photometric, tags, uid_source) -> bytes:
     bits = bits or 8 * pixels.itemsize
     if (pixels.dtype, pixels.shape[2:]) not in ((np.uint8, (1,)), (np.uint16, (1,)), (np.uint8, (3,))):
         raise InputError(
@@ -412,8 +413,9 @@ def _encode(pixels, bits, spacing_mm, photometric, tags, uid_source) -> bytes:
         *("StudyDate", "StudyTime", "StudyID", "ReferringPhysicianName", "Laterality"),
     ):
         setattr(dataset, keyword, "")
-    if spacing_mm is not None:
-        dataset.PixelSpacing = [DSfloat(float(value), auto_format=True) for value in spacing_mm]
+    for tag, spacing_mm in spacings.items():
+        if spacing_mm is not None:
+            setattr(dataset, tag, [DSfloat(float(value), auto_format=True) for value in spacing_mm])
     if pixels.shape[2] == 3:
         dataset.set_pixel_data(pixels, "RGB", bits, generate_instance_uid=False)
     else:

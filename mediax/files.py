@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mediax.errors import InputError
+from mediax.errors import CorruptImageError, InputError
 
 
 def replace_file(path: str | os.PathLike, content: bytes) -> None:
@@ -30,6 +30,16 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def file_bytes(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file; raises CorruptImageError, which a build may skip, if it is there and unreadable."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorruptImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 @contextlib.contextmanager

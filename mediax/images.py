@@ -15,7 +15,7 @@ from PIL import Image
 
 from mediax import png
 from mediax.errors import CorruptImageError, InputError
-from mediax.files import replace_file
+from mediax.files import file_bytes, replace_file
 
 ASPECTS = ("stretch", "crop", "letterbox")
 # What `read` reads; upper and lower case alike.
@@ -23,7 +23,8 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm", ".ppm.gz", ".pgm.gz"),
     *(".mha", ".mhd", ".dcm", ".dicom"),
 )
-TIFF_BITS_PER_SAMPLE = 258
+TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC = 258, 262
+JPEG_SIDE = 65_500  # pixels, at most
 CACHED = 2**17  # f32 numbers that the second cache of a core holds
 METAIMAGE_TYPES = {
     "MET_UCHAR": "u1",
@@ -70,7 +71,7 @@ def read(path: str | Path, *, channels: int | None = None) -> np.ndarray:
       CorruptImageError: the file is truncated, no image, or holds numbers that are no 8- or 16-bit intensities.
       InputError: a DICOM file that needs a decoder which is not installed, or holds several frames.
     """
-    return read_bytes(Path(path).read_bytes(), name=str(path), channels=channels)
+    return read_bytes(file_bytes(path), name=str(path), channels=channels)
 
 
 def read_bytes(data: bytes, *, name: str, channels: int | None = None) -> np.ndarray:
@@ -103,6 +104,8 @@ def write(path: str | Path, pixels: np.ndarray, *, quality: int = 95) -> None:
         raise InputError(
             f"{path}: cannot write {suffix or 'without a suffix'}: expected one of {', '.join(depths)}, .dcm"
         )
+    if suffix in (".jpg", ".jpeg") and max(pixels.shape[:2]) > JPEG_SIDE:
+        raise InputError(f"{path}: JPEG holds {JPEG_SIDE} pixels a side at most, not {max(pixels.shape[:2])}")
     types = [f"uint{bits}" for bits in depths[suffix]]
     if str(pixels.dtype) not in types or pixels.shape[2:] not in ((1,), (3,)):
         raise InputError(
@@ -353,7 +356,10 @@ def _read_picture(data: bytes) -> np.ndarray:
             return _read_png(data, image)
         image.load()  # also where OpenCV decodes below: it would fill in silently what a truncated file lacks
         if image.mode in ("I;16", "I;16B", "I", "F"):
-            return _unsigned(np.asarray(image)[..., None])
+            values = _unsigned(np.asarray(image)[..., None])
+            # Pillow inverts 8 bits where zero is white (PhotometricInterpretation 0), and not 16.
+            white_is_zero = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0 and image.mode != "F"
+            return 2 ** int(image.tag_v2[TIFF_BITS_PER_SAMPLE][0]) - 1 - values if white_is_zero else values
         grey = image.mode in ("1", "L", "LA")
         if not deep:
             mode = "L" if grey else "RGB"
@@ -432,8 +438,10 @@ def _metaimage(data: bytes, path: Path) -> tuple[np.ndarray, tuple[float, float]
         )
     big = "True" in (fields.get("BinaryDataByteOrderMSB"), fields.get("ElementByteOrderMSB"))
     stored = np.dtype(METAIMAGE_TYPES[fields["ElementType"]]).newbyteorder(">" if big else "<")
-    local = fields["ElementDataFile"] == "LOCAL"
-    body = data[start:] if local else (path.parent / fields["ElementDataFile"]).read_bytes()
+    beside = fields["ElementDataFile"]
+    if Path(beside).name != beside:
+        raise ValueError(f"ElementDataFile is {beside!r}; expected LOCAL or the name of a file in the same folder")
+    body = data[start:] if beside == "LOCAL" else (path.parent / beside).read_bytes()
     if fields.get("CompressedData") == "True":
         body = zlib.decompress(body)
     shape = (sides[1], sides[0], int(fields.get("ElementNumberOfChannels", 1)))

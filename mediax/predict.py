@@ -53,7 +53,7 @@ from mediax.progress import Progress
 from mediax.train import Training
 
 TABLES = ("predictions.csv", "boxes.json", "points.csv", "failed.csv")
-LONGEST_NAME = 150  # characters, of a file system's 255
+LONGEST_NAME = 150  # bytes, of a file system's 255
 COLOURED = 0.04  # of the range: how far the channels of an image differ on average from which on it is one in colour
 
 
@@ -297,7 +297,7 @@ def name_files(found: Iterable[tuple[Path, Path]]) -> list[File]:
 
 def safe_name(text: str) -> str:
     """Replaces all but letters, digits, dashes and inner dots, so that a name leads to no other folder."""
-    return re.sub(r"[^\w.-]+", "_", text).strip(".")[:LONGEST_NAME] or "image"
+    return re.sub(r"[^\w.-]+", "_", text).strip(".").encode()[:LONGEST_NAME].decode(errors="ignore") or "image"
 
 
 def _without_suffix(name: str) -> str:
@@ -474,7 +474,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = csv.DictWriter(text, names, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    replace_file(path, text.getvalue().encode())
+    # Names of files need not be text; they come out as they are.
+    replace_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,12 @@ def walk(folder: Path, *, depth: int = 4, closed: str = "") -> Iterator[Path]:
     Hidden folders are not entered, nor those whose whole name matches the regular expression `closed`: folders with
     hundreds of thousands of patients, say.
     """
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:  # `lost+found` of a disk, say
+        logging.warning("%s: not searched (%s)", folder, error.strerror)
+        return
+    for entry in entries:
         if not entry.is_dir():
             yield Path(entry.path)
         elif depth and not entry.name.startswith(".") and not re.fullmatch(closed, entry.name):

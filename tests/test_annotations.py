@@ -297,21 +297,22 @@ def test_the_field_of_view_of_a_photograph(darker):
 
 def test_readers_who_agree_make_one_box():
     boxes = [[0, 0, 10, 10], [1, 1, 11, 11], [40, 40, 50, 60]]
-    fused, labels, scores = annotations.fuse_boxes(boxes, [3, 3, 3], readers=[0, 2, 2], num_readers=3)
+    fused, labels, scores, agreeing = annotations.fuse_boxes(boxes, [3, 3, 3], readers=[0, 2, 2], num_readers=3)
     np.testing.assert_allclose(fused, [[0.5, 0.5, 10.5, 10.5], [40, 40, 50, 60]])
     np.testing.assert_array_equal(labels, [3, 3])
+    np.testing.assert_array_equal(agreeing, [2, 1])
     np.testing.assert_allclose(scores, [2 / 3, 1 / 3])
     assert (fused.dtype, labels.dtype, scores.dtype) == (np.float32, np.int64, np.float32)
 
 
 def test_boxes_of_different_findings_stay_apart():
-    fused, labels, _ = annotations.fuse_boxes([[0, 0, 9, 9]] * 2, [1, 2], readers=[0, 1], num_readers=2)
+    fused, labels, *_ = annotations.fuse_boxes([[0, 0, 9, 9]] * 2, [1, 2], readers=[0, 1], num_readers=2)
     assert len(fused) == 2
     np.testing.assert_array_equal(np.sort(labels), [1, 2])
 
 
 def test_no_boxes_fuse_to_none():
-    fused, labels, scores = annotations.fuse_boxes([], [], [], num_readers=3)
+    fused, labels, scores, _ = annotations.fuse_boxes([], [], [], num_readers=3)
     assert (fused.shape, labels.shape, scores.shape) == ((0, 4), (0,), (0,))
 
 
@@ -344,7 +345,7 @@ def test_fused_boxes_equal_those_of_the_authors_package(seed):
     labels, readers, scores = rng.integers(0, 2, count), rng.integers(0, 3, count), rng.uniform(0.2, 1, count)
     per_reader = [[list(values[readers == r]) for r in range(3)] for values in (boxes[:, [1, 0, 3, 2]], scores, labels)]
     expected, expected_scores, expected_labels = ensemble_boxes.weighted_boxes_fusion(*per_reader, iou_thr=0.5)
-    fused, fused_labels, fused_scores = annotations.fuse_boxes(boxes, labels, readers, 3, scores=scores, iou=0.5)
+    fused, fused_labels, fused_scores, _ = annotations.fuse_boxes(boxes, labels, readers, 3, scores=scores, iou=0.5)
     ours, theirs = np.lexsort((fused[:, 0], -fused_scores)), np.lexsort((expected[:, 1], -expected_scores))
     np.testing.assert_allclose(fused[ours], expected[theirs][:, [1, 0, 3, 2]], atol=1e-5)
     np.testing.assert_allclose(fused_scores[ours], expected_scores[theirs], atol=1e-5)
@@ -355,3 +356,8 @@ def test_fused_boxes_equal_those_of_the_authors_package(seed):
 def test_a_truth_value_is_no_number(convert):
     with pytest.raises(InputError, match="the value True where a number belongs"):
         convert([[1, 2, True, 4]])
+
+
+def test_a_reader_who_draws_a_thing_twice_is_one_reader():
+    fused, *_, agreeing = annotations.fuse_boxes([[0, 0, 9, 9], [0, 0, 9, 8]], [1, 1], readers=[0, 0], num_readers=3)
+    assert len(fused) == 1 and agreeing.tolist() == [1]

@@ -25,7 +25,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mediax import builder, images, shards
+from mediax import builder, catalog, images, shards
 from mediax.errors import InputError
 
 SOURCE = builder.Source(
@@ -476,6 +476,9 @@ def test_config_is_named_by_what_differs_from_the_defaults():
     assert builder.choose_config(Builder, "native") is Builder.BUILDER_CONFIGS[1]
     assert builder.choose_config(Builder, {"size": 16}) is Builder.BUILDER_CONFIGS[0]
     assert builder.choose_config(Builder, {"size": 64, "views": "frontal"}).name == "64-frontal"
+    node21 = catalog.load("datasets", "node21").Builder  # a seed of 512 is no size of 512
+    assert builder.choose_config(node21, {"split_seed": 512}).name == "split_seed512"
+    assert builder.choose_config(node21, {"size": 512}).split_seed == 0
 
 
 @pytest.mark.parametrize(

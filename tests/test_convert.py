@@ -1,6 +1,7 @@
 """The converter of image files."""
 
 import numpy as np
+import pydicom
 import pytest
 
 from mediax import convert, dicom, images
@@ -138,3 +139,28 @@ def test_signed_values_are_raised_and_that_is_said(tmp_path, capsys):
     assert "raised by 32768" in output and "without the rescaling" in output
     stored = dicom.read(path).pixels.astype(int)
     np.testing.assert_array_equal(images.read(tmp_path / "CT_small.png"), stored + 32768)
+
+
+def test_images_of_one_name_are_several_and_equal_ones_the_same(tmp_path):
+    for folder, pixels in (("a", GREY), ("b", GREY ^ 1), ("c", GREY)):
+        (tmp_path / folder).mkdir()
+        images.write(tmp_path / folder / "view1.png", pixels)
+        assert _convert(tmp_path / folder, "--to", tmp_path / "to" / folder, "--format", "dcm") == 0
+    files = [pydicom.dcmread(tmp_path / "to" / folder / "view1.dcm") for folder in "abc"]
+    assert files[0].SOPInstanceUID != files[1].SOPInstanceUID
+    assert files[0].SOPInstanceUID == files[2].SOPInstanceUID
+
+
+def test_the_spacing_of_the_detector_stays_that(tmp_path):
+    dicom.write(tmp_path / "a.dcm", GREY, spacing_mm=(0.2, 0.1), spacing_tag="ImagerPixelSpacing")
+    assert _convert(tmp_path / "a.dcm", "--to", tmp_path / "to", "--format", "dcm") == 0
+    found = pydicom.dcmread(tmp_path / "to/a.dcm")
+    assert "PixelSpacing" not in found and [*found.ImagerPixelSpacing] == [0.2, 0.1]
+
+
+def test_results_above_the_sources_hide_none(tmp_path):
+    (tmp_path / "study").mkdir()
+    images.write(tmp_path / "study/a.png", GREY)
+    assert _convert(tmp_path / "study", "--to", tmp_path, "--format", "tif") == 0
+    assert (tmp_path / "a.tif").is_file()
+    assert [path.name for path, _ in convert.find([tmp_path], outside=tmp_path / "study")] == ["a.tif"]

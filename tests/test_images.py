@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import struct
 import zlib
 
 import cv2
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mediax import dicom, images
-from mediax.errors import InputError
+from mediax.errors import CorruptImageError, InputError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (7, 5, 1), dtype=np.uint8)
@@ -341,3 +342,35 @@ def test_spacing_follows_the_size():
     np.testing.assert_allclose(images.Fit(200, 100, 50, "letterbox").spacing((0.1, 0.2)), [0.4, 0.8], rtol=1e-6)
     np.testing.assert_allclose(images.Fit(200, 100, 50, "crop").spacing((0.1, 0.2)), [0.2, 0.4], rtol=1e-6)
     assert np.isnan(images.Fit(200, 100, 50).spacing((np.nan, np.nan))).all()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_where_zero_is_white(tmp_path, bits):
+    values = np.array([[0, 10, 200]], f"<u{bits // 8}")
+    tags = {256: 3, 257: 1, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: values.nbytes}
+    body = values.tobytes().ljust(8, b"\0")
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 16) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    found = images.read(tmp_path / "a.tif")
+    assert found[0, :, 0].tolist() == (2**bits - 1 - values[0].astype(int)).tolist()
+
+
+def test_metaimage_reads_no_file_elsewhere(tmp_path):
+    (tmp_path / "secret.txt").write_bytes(b"12345678")
+    (tmp_path / "in").mkdir()
+    header = "ObjectType = Image\nDimSize = 8 1\nElementType = MET_UCHAR\nElementDataFile = ../secret.txt\n"
+    (tmp_path / "in/a.mhd").write_text(header)
+    with pytest.raises(CorruptImageError, match=r"'\.\./secret\.txt'; expected LOCAL or the name"):
+        images.read(tmp_path / "in/a.mhd")
+
+
+def test_a_file_that_cannot_be_read_is_corrupt(tmp_path):
+    (tmp_path / "a.png").mkdir()  # reading it is an OSError, whoever runs the test
+    with pytest.raises(CorruptImageError, match=r"a\.png: cannot be read \(Is a directory\)"):
+        images.read(tmp_path / "a.png")
+
+
+def test_a_side_too_long_for_jpeg_is_said(tmp_path):
+    with pytest.raises(InputError, match="JPEG holds 65500 pixels a side at most, not 65501"):
+        images.write(tmp_path / "a.jpg", np.zeros((1, 65_501, 1), np.uint8))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -410,3 +411,11 @@ def test_a_detector_on_metaimage_files(detector, tmp_path):
         assert float(row["Nodule"]) == pytest.approx(max((one["score"] for one in boxes), default=0), rel=1e-5)
         for x, y, w, h in (one["bbox"] for one in boxes):
             assert 0 <= x < x + w <= width + 1e-3 and 0 <= y < y + h <= height + 1e-3
+
+
+def test_names_of_files_that_are_no_text_or_long_come_out(tmp_path):
+    name = os.fsdecode(b"M\xfcller.dcm")
+    predict.write_table(tmp_path / "t.csv", [{"file": name, "score": "1"}])
+    assert (tmp_path / "t.csv").read_bytes() == b"file,score\nM\xfcller.dcm,1\n"
+    assert predict.safe_name(name) == "M_ller.dcm"
+    assert len(predict.safe_name("胸" * 200).encode()) <= 150

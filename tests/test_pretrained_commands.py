@@ -1,6 +1,7 @@
 """`python -m mediax.pretrained`: the list is complete, files are recognised, checked and converted."""
 
 import json
+import re
 import struct
 import threading
 from functools import partial
@@ -130,8 +131,13 @@ def serve(resnet_18):
 
 def test_a_url_is_downloaded_whole_or_not_at_all(serve, resnet_18, tmp_path, capsys):
     assert main(["convert", f"{serve(_Quiet)}/mine.safetensors", "--to", str(tmp_path / "good")]) == 0
-    assert (tmp_path / "good" / "mine.safetensors").is_file()
+    # Of a file that is not on the list, nobody knows the hash: its name tells the address.
+    (converted,) = (tmp_path / "good").glob("*.safetensors")
+    assert re.fullmatch(r"[0-9a-f]{8}-mine\.safetensors", converted.name)
+    assert (tmp_path / "good" / "downloads" / converted.name).read_bytes() != converted.read_bytes()
+    assert main(["convert", str(converted), "--to", str(tmp_path / "good")]) == 2
+    assert "overwritten by its own conversion" in capsys.readouterr().err
     assert main(["convert", f"{serve(_Quiet)}/none.safetensors", "--to", str(tmp_path / "none")]) == 2
     assert "404" in capsys.readouterr().err
     assert main(["convert", f"{serve(_Short)}/mine.safetensors", "--to", str(tmp_path / "short")]) == 2
-    assert not list((tmp_path / "short").iterdir())
+    assert not [path for path in (tmp_path / "short").rglob("*") if path.is_file()]

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from mediax import raw_files
@@ -21,6 +24,19 @@ def test_walk_is_ordered_and_bounded(folder):
     assert names(depth=1) == ["A.csv", "b.csv", "one/c.CSV", "p10/e.csv"]
     assert names(depth=0) == ["A.csv", "b.csv"]
     assert names(closed=r"p\d\d|o") == ["A.csv", "b.csv", "one/c.CSV", "one/two/d.csv"]
+
+
+def test_a_folder_that_is_closed_to_the_user_is_passed_by(folder, monkeypatch, caplog):
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("one"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert [path.name for path in raw_files.walk(folder)] == ["A.csv", "b.csv", "e.csv"]
+    assert "one: not searched (Permission denied)" in caplog.text
 
 
 def test_names_match_whatever_their_case(folder):

@@ -413,8 +413,7 @@ def merged_boxes(record: Mapping[str, Any], how: str, agreement: int, iou: float
     boxes, labels = record["boxes"], record["box_labels"]
     readers, count = np.searchsorted(record["readers"], record["box_readers"]), len(record["readers"])
     if how == "fused":
-        boxes, labels, share = annotations.fuse_boxes(boxes, labels, readers, count, iou=iou)
-        seen = np.rint(share * count)
+        boxes, labels, _, seen = annotations.fuse_boxes(boxes, labels, readers, count, iou=iou)
     else:
         groups = overlapping(boxes, labels, iou)
         boxes = np.float32([[*boxes[g, :2].min(axis=0), *boxes[g, 2:].max(axis=0)] for g in groups]).reshape(-1, 4)

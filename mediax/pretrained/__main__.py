@@ -1,6 +1,7 @@
 """Published weights from the command line: `python -m mediax.pretrained list`, `... convert SOURCE --to DIR`."""
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -93,6 +94,8 @@ def convert(arguments: argparse.Namespace) -> None:
     for line in _report(body, head):
         print(f"  {line}")
     target = arguments.to / f"{path.stem}.safetensors"
+    if target.resolve() == path.resolve():
+        raise InputError(f"{path}: would be overwritten by its own conversion; choose another folder with --to")
     arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     arguments.to.mkdir(parents=True, exist_ok=True)
     replace_file(target, save(arrays, metadata=origin))
@@ -117,7 +120,9 @@ def _local(source: str, folder: Path) -> tuple[Path, Mapping[str, Any]]:
     name = url.rpartition("/")[2]
     if name == "model.safetensors":  # every repository of the hub calls it so
         name = f"{url.split('/resolve/')[0].rpartition('/')[2]}.safetensors"
-    return download(url, folder / name), entry
+    if not entry:  # files of one name, of which no hash is known, may come from anywhere
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    return download(url, folder / "downloads" / name), entry
 
 
 def download(url: str, target: Path) -> Path:
