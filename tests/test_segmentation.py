@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from mediax import figures
 from mediax.errors import InputError
 from mediax.tasks.segmentation import CANDIDATES, PER_PIXEL, Task
 
@@ -276,6 +277,19 @@ def test_overlays_are_drawn(exclusive, tmp_path):
     predictions, targets = evaluated(task, logits_of(batch, 3 + exclusive), batch)
     task.draw_samples(tmp_path, "test", batch["image"], predictions, targets, task.calibrate(predictions, targets))
     assert (tmp_path / "samples_test.png").stat().st_size > 1000
+
+
+def test_overlays_show_nothing_outside_of_the_field_of_view(tmp_path, monkeypatch):
+    batch = make_batch(size=(16, 16))
+    batch["field_of_view"] = np.zeros((len(batch["image"]), 16, 16), np.uint8)
+    batch["field_of_view"][:, 4:12, 4:12] = 1
+    logits = np.full_like(logits_of(batch), 9.0)  # everything is called everywhere
+    predictions, targets = evaluated(TASK, logits, batch)
+    shown = {}
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.update(options))
+    TASK.draw_samples(tmp_path, "test", batch["image"], predictions, targets, TASK.calibrate(predictions, targets))
+    inside = np.broadcast_to(batch["field_of_view"][..., None] > 0, shown["prediction"].masks.shape)
+    np.testing.assert_array_equal(shown["prediction"].masks, inside)
 
 
 def test_messages_name_what_fits():

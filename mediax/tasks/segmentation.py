@@ -131,8 +131,8 @@ class Task:
         """Picks from the batch what `metrics` compares with.
 
         `area` f32[B,S] in pixels, NaN if unknown; `seen` f32[B], the pixels inside the field of view; `true_height`
-        i32[B,S] in rows; the `masks`; and of a second reader's masks `reader_called`, `reader_overlap` and
-        `reader_height` i32[B,S].
+        i32[B,S] in rows; the `masks`, and a `field_of_view` f32[B,H,W,1] where there is one; and of a second reader's
+        masks `reader_called`, `reader_overlap` and `reader_height` i32[B,S].
         """
         self._check(batch)
         seen = _seen(batch)
@@ -144,6 +144,8 @@ class Task:
             "true_height": _height(masks),
             "masks": batch["masks"],
         }
+        if "field_of_view" in batch:
+            targets["field_of_view"] = seen
         if "second_masks" in batch:
             second = _counts((batch["second_masks"] > 0) & (seen > 0), masks)
             targets |= {f"reader_{name}": values for name, values in second.items()}
@@ -240,6 +242,8 @@ class Task:
             predictions["probabilities"][:count], np.asarray(calibration.get("thresholds", 0.5), np.float32), np
         )
         known = ~np.isnan(targets["area"][:count])[:, None, None]
+        if "field_of_view" in targets:  # nothing outside of it counts
+            called = called & (targets["field_of_view"][:count] > 0)
         figures.samples(
             folder / f"samples_{name}.png",
             images,
