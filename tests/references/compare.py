@@ -89,7 +89,7 @@ def assert_equals_reference(
 ) -> None:
     """Logits, pyramid, running statistics and the gradient of every parameter agree with the reference's float64 run.
 
-    Relative to the largest entry: within `tolerance`, and ten times as much for gradients.
+    Relative to the largest entry: within `tolerance` (logits: at least 5e-6), and ten times as much for gradients.
     """
     expected = load(golden)
     shapes = json.loads(str(expected["shapes"]))
@@ -117,7 +117,8 @@ def assert_equals_reference(
         else:
             _, (logits, pyramid, running) = jax.jit(loss)(params, image)
 
-    assert_close(logits, expected[f"{mode}/logits"], tolerance, f"{golden} {mode} logits")
+    # The head computes in f32 whatever the backbone does: a sum over some thousand features.
+    assert_close(logits, expected[f"{mode}/logits"], max(tolerance, 5e-6), f"{golden} {mode} logits")
     for index, level in enumerate(pyramid.values()):
         what = f"{golden} {mode} level {index}"
         assert level.shape == tuple(expected[f"{mode}/pyramid/{index}/shape"]), what
