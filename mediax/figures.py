@@ -622,7 +622,7 @@ def projection(
         for one in axes[len(panels) :]:
             one.axis("off")
         if labels.size:
-            figure.suptitle("red: present, blue: absent, grey: unknown", fontsize=8, x=0.01, ha="left")
+            figure.suptitle("orange: present, blue: absent, grey: unknown", fontsize=8, x=0.01, ha="left")
         figure.supxlabel(f"first principal component ({shares[0]:.0%} of the variance)", fontsize=8)
         figure.supylabel(f"second ({shares[1]:.0%})", fontsize=8)
 
