@@ -435,7 +435,7 @@ def test_a_folder_without_a_run_is_refused(pretrained, tmp_path):
     config = config_of("classification")
     config["backbone"]["pretrained"] = str(tmp_path)
     with pytest.raises(InputError, match=r"backbone.pretrained: .* holds no checkpoints/best; expected the --workdir"):
-        experiment.compose(config, pretrained)
+        experiment.compose(config, experiment.Folders(manual=None, data=pretrained.data, work=tmp_path / "new"))
 
 
 # What fits together.
