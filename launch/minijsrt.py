@@ -8,13 +8,13 @@ the variants of configs/minijsrt.py. With `--phantom` all of them run on made-up
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import local
 from mediax import catalog
+from mediax.files import whole_folder
 
 EXERCISES = ("directions", "gender", "age", "lung", "organs", "boxes", "anomaly", "clusters")
 
@@ -55,11 +55,8 @@ def practice(workdir: Path, manual_dir: Path | None) -> dict[str, list[str]]:
 
 def draw_practice(raw: str | Path) -> None:
     """Writes the phantom of the first exercise to the folder `raw`, which is there only once it is whole."""
-    raw = Path(raw)
-    incomplete = raw.with_name(f".{raw.name}.partial")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    catalog.load("datasets", "minijsrt_practice").phantom(incomplete)
-    incomplete.rename(raw)
+    with whole_folder(raw) as incomplete:
+        catalog.load("datasets", "minijsrt_practice").phantom(incomplete)
 
 
 if __name__ == "__main__":

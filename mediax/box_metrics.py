@@ -18,7 +18,7 @@ PER_CLASS = ("ap", "ap50", "ap75")
 NO_BOX = "no box of this class in this split"
 
 
-SELECTING = ("agnostic", "annotated_only", "edge_pixel")  # options of a protocol that say which boxes it scores
+SELECTING = ("agnostic", "annotated_only", "edge_pixel")  # options of a protocol that `gather` takes
 
 
 class Boxes(NamedTuple):
@@ -45,7 +45,9 @@ def gather(
     classes: Sequence[str],
     groups: Sequence | None,
     *,
+    agnostic: bool = False,
     annotated_only: bool = False,
+    edge_pixel: float = 0.0,
     masks: bool = False,
 ) -> Boxes:
     """Takes the boxes of the images whose boxes are known out of the padded arrays of a split.
@@ -56,7 +58,9 @@ def gather(
       targets: boxes f[N,B,4], box_labels i[N,B], box_valid bool[N,B], boxes_known bool[N].
       classes: names of the labels.
       groups: [N] the patient of each image; None makes every image a patient of its own.
+      agnostic: makes all boxes one class, "any".
       annotated_only: leaves images without a true box out.
+      edge_pixel: see `with_edge_pixels`; 0 leaves the boxes as they are.
     """
     known = np.asarray(targets["boxes_known"], bool)
     if annotated_only:
@@ -70,22 +74,7 @@ def gather(
         if masks:
             found[-1]["iou"] = predictions["mask_iou"][row][kept][:, valid]
         true.append({"boxes": targets["boxes"][row][valid], "labels": targets["box_labels"][row][valid]})
-    return Boxes(found, true, np.unique(owners[rows], return_inverse=True)[1], tuple(classes))
-
-
-def scored_boxes(
-    predictions: Mapping[str, np.ndarray],
-    targets: Mapping[str, np.ndarray],
-    classes: Sequence[str],
-    groups: Sequence | None,
-    *,
-    agnostic: bool = False,
-    annotated_only: bool = False,
-    edge_pixel: float = 0.0,
-    masks: bool = False,
-) -> Boxes:
-    """The boxes of a split as a protocol takes them; see `gather`, `without_classes` and `with_edge_pixels`."""
-    boxes = gather(predictions, targets, classes, groups, annotated_only=annotated_only, masks=masks)
+    boxes = Boxes(found, true, np.unique(owners[rows], return_inverse=True)[1], tuple(classes))
     if edge_pixel:
         boxes = with_edge_pixels(boxes, edge_pixel)
     return without_classes(boxes, "any") if agnostic else boxes

@@ -746,11 +746,12 @@ def read_table(
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{path}: columns {missing} are missing; found {names}")
         for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
             where = f"{path}, line {lines.line_num}"
-            if len(cells) != len(names) and any(cell.strip() for cell in cells):
+            if len(cells) != len(names):
                 raise InputError(f"{where}: {len(cells)} cells, the header has {len(names)}; is the file complete?")
-            if any(cell.strip() for cell in cells):
-                yield where, {name: cell.strip() for name, cell in zip(names, cells)}
+            yield where, {name: cell.strip() for name, cell in zip(names, cells)}
 
 
 def number(where: str, row: Mapping[str, str], column: str) -> float:

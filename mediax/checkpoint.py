@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mediax.catalog import suggestion
-from mediax.errors import InputError
+from mediax.errors import InputError, first_line
 
 KINDS = ("params", "batch_stats")  # of what a part holds
 
@@ -102,7 +102,7 @@ class Checkpoints:
                 ),
             )
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: the checkpoint cannot be read ({_first_line(error)})") from error
+            raise InputError(f"{folder}: the checkpoint cannot be read ({first_line(error)})") from error
         trees = restored["ema"][name] if "ema" in restored else {kind: restored[kind].get(name) for kind in restored}
         leaves = [leaf for tree in trees.values() for leaf in jax.tree_util.tree_leaves_with_path(tree)]
         # Orbax writes the index of a layer as text.
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def _unreadable(self, step: int, error: Exception) -> InputError:
         return InputError(
-            f"{self.folder / str(step)}: the checkpoint cannot be read ({_first_line(error)}). It was written by "
+            f"{self.folder / str(step)}: the checkpoint cannot be read ({first_line(error)}). It was written by "
             "another model or is damaged. Give another --workdir, or delete the checkpoints to start anew."
         )
 
@@ -137,9 +137,5 @@ def abstract(state: Any, shardings: Any) -> Any:
 def write_error(path: Path, error: Exception) -> InputError:
     """Words a failed write; a full disk gets its own advice."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    advice = "the disk is full: free some space, then give the same command again" if full else _first_line(error)
+    advice = "the disk is full: free some space, then give the same command again" if full else first_line(error)
     return InputError(f"{path}: cannot write: {advice}. The last whole checkpoint is untouched.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -580,7 +580,7 @@ def _detections(scored: Mapping[str, Scored], protocol: protocols.Protocol) -> d
     boxes = {}
     for label, arrays in kept.items():
         parts, names = (_part(arrays, kind) for kind in ("prediction", "target")), arrays["classes"].tolist()
-        found = box_metrics.scored_boxes(*parts, names, arrays["group"], **options)
+        found = box_metrics.gather(*parts, names, arrays["group"], **options)
         boxes[label] = box_metrics.of_classes(found, protocol.classes)
     return {label: found for label, found in boxes.items() if any(len(one["boxes"]) for one in found.true)}
 

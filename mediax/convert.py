@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def convert(
     """
     source, target = Path(source), Path(target)
     jpeg = target.suffix == ".jpg"
-    pixels, depth, spacing_mm, spacing_tag, changes = _load(source, rendering, bits or (8 if jpeg else None))
+    pixels, depth, spacing, changes = _load(source, rendering, bits or (8 if jpeg else None))
     wanted = bits or (8 if jpeg else 8 * pixels.itemsize)
     if wanted < 8 * pixels.itemsize:
         pixels = np.rint(pixels * (255 / (2**depth - 1))).astype(np.uint8)
@@ -59,10 +60,9 @@ def convert(
     if target.suffix == ".dcm":
         # From the pixels, too: files of one name in several folders are several images.
         uid_source = f"{target.name}/{hashlib.sha256(pixels.tobytes()).hexdigest()}"
-        spacing = {"spacing_mm": spacing_mm, "spacing_tag": spacing_tag} if spacing_tag else {}
         dicom.write(target, pixels, bits=depth, uid_source=uid_source, **spacing)
     else:
-        if spacing_tag:
+        if spacing:
             changes.append(f"{target.suffix} does not hold the pixels' spacing in millimetres")
         images.write(target, pixels)
     if verify:
@@ -83,27 +83,28 @@ def _compared(target: Path, pixels: np.ndarray) -> str:
 
 def _load(
     source: Path, rendering: dicom.Rendering | None, bits: int | None
-) -> tuple[np.ndarray, int, tuple[float, float], str | None, list[str]]:
-    """Reads [H,W,C], how many bits its values use, its spacing, the tag of that if known, and what reading changed."""
+) -> tuple[np.ndarray, int, dict[str, Any], list[str]]:
+    """Reads [H,W,C], how many bits its values use, its spacing as `dicom.write` takes it, and what reading changed."""
     try:
         data = source.read_bytes()
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror})") from error
     if not images.is_dicom(data, source):
         pixels = images.read_bytes(data, name=str(source))
-        return pixels, 8 * pixels.itemsize, (np.nan, np.nan), None, []
+        return pixels, 8 * pixels.itemsize, {}, []
     header = dicom.read_bytes(data, name=str(source))
-    spacing = header.spacing_mm, header.spacing_tag
+    tag = header.spacing_tag
+    spacing = {"spacing_mm": header.spacing_mm, "spacing_tag": tag} if tag else {}
     if rendering:
         bits = bits or (8 if header.bits <= 8 else 16)
         pixels = np.rint(header.to_unit(rendering).astype(np.float64) * (2**bits - 1)).astype(f"u{bits // 8}")
-        return pixels, bits, *spacing, [f"rendered ({rendering}): values are not those that were stored"]
+        return pixels, bits, spacing, [f"rendered ({rendering}): values are not those that were stored"]
     changes = []
     if header.lowest:
         changes.append(f"signed values raised by {-header.lowest}: the result begins at 0")
     if header.rescale != (1, 0) or header.modality_lut:
         changes.append("stored values, without the rescaling that gives them their unit")
-    return header.unsigned(), header.bits, *spacing, changes
+    return header.unsigned(), header.bits, spacing, changes
 
 
 def find(sources: Sequence[str | Path], *, outside: Path) -> Iterator[tuple[Path, Path]]:

@@ -261,7 +261,10 @@ def write(
     Raises:
       InputError: pixels that such a file cannot hold, an unknown keyword, or a path that cannot be written.
     """
-    replace_file(path, _encode(pixels, bits, {spacing_tag: spacing_mm}, photometric, tags or {}, uid_source))
+    tags = dict(tags or {})
+    if spacing_mm is not None:
+        tags[spacing_tag] = [DSfloat(float(value), auto_format=True) for value in spacing_mm]
+    replace_file(path, _encode(pixels, bits, photometric, tags, uid_source))
 
 
 def _check_decoder(transfer_syntax: pydicom.uid.UID) -> None:
@@ -386,7 +389,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _encode(pixels, bits, spacings, photometric, tags, uid_source) -> bytes:
+def _encode(pixels, bits, photometric, tags, uid_source) -> bytes:
     bits = bits or 8 * pixels.itemsize
     if (pixels.dtype, pixels.shape[2:]) not in ((np.uint8, (1,)), (np.uint16, (1,)), (np.uint8, (3,))):
         raise InputError(
@@ -413,9 +416,6 @@ def _encode(pixels, bits, spacings, photometric, tags, uid_source) -> bytes:
         *("StudyDate", "StudyTime", "StudyID", "ReferringPhysicianName", "Laterality"),
     ):
         setattr(dataset, keyword, "")
-    for tag, spacing_mm in spacings.items():
-        if spacing_mm is not None:
-            setattr(dataset, tag, [DSfloat(float(value), auto_format=True) for value in spacing_mm])
     if pixels.shape[2] == 3:
         dataset.set_pixel_data(pixels, "RGB", bits, generate_instance_uid=False)
     else:

@@ -10,3 +10,8 @@ class InputError(Exception):
 
 class CorruptImageError(InputError):
     """An image file that exists and cannot be decoded completely."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of a message; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

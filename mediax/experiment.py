@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +39,7 @@ from mediax.batch import MAX_BOXES, Batch
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
-from mediax.files import naming_file
+from mediax.files import naming_file, whole_folder
 from mediax.model import Model, Part, Tree, part
 from mediax.train import Stream, Training
 
@@ -505,12 +504,8 @@ class Sources:
         with builder.locked(tree.parent):  # other processes of the job, or of a sweep, wait for the first
             if not tree.exists():
                 logging.info("making up the phantom of %s, in the layout of the real one: %s", dataset, tree)
-                incomplete = tree.with_name(f"{tree.name}.incomplete")
-                shutil.rmtree(incomplete, ignore_errors=True)
-                with naming_file(incomplete):
-                    incomplete.mkdir()
+                with naming_file(tree), whole_folder(tree) as incomplete:
                     module.phantom(incomplete, **options)
-                    incomplete.rename(tree)
         return tree
 
 

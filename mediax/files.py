@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}). Expected a writable place with free space: make "
             "room there or choose another workdir, then run the same command again; a run resumes at its checkpoint."
         ) from error
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `path` once it is whole; what an earlier start left of it is deleted."""
+    path = Path(path)
+    incomplete = path.with_name(f"{path.name}.incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(parents=True)
+    yield incomplete
+    incomplete.rename(path)
 
 
 def plain(value: Any, where: str = "") -> Any:

@@ -358,8 +358,10 @@ def _read_picture(data: bytes) -> np.ndarray:
         if image.mode in ("I;16", "I;16B", "I", "F"):
             values = _unsigned(np.asarray(image)[..., None])
             # Pillow inverts 8 bits where zero is white (PhotometricInterpretation 0), and not 16.
-            white_is_zero = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0 and image.mode != "F"
-            return 2 ** int(image.tag_v2[TIFF_BITS_PER_SAMPLE][0]) - 1 - values if white_is_zero else values
+            deep_tiff = image.format == "TIFF" and image.mode.startswith("I;16")
+            if deep_tiff and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0:
+                return 2 ** int(image.tag_v2[TIFF_BITS_PER_SAMPLE][0]) - 1 - values
+            return values
         grey = image.mode in ("1", "L", "LA")
         if not deep:
             mode = "L" if grey else "RGB"

@@ -115,7 +115,7 @@ def test_a_practice_phantom_that_was_left_half_written_is_drawn_anew(tmp_path, m
     raw, drawn = tmp_path / "raw" / "minijsrt_practice", []
 
     def phantom(root):
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
         (root / str(len(drawn))).touch()
         drawn.append(root)
         if len(drawn) == 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mediax.errors import InputError
+from mediax.errors import InputError, first_line
 
 Path = tuple[str | int, ...]
 Tree = dict[str | int, Any]
@@ -79,10 +79,9 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path}: torch cannot load it as plain tensors (damaged, or it contains code, which is never run): "
-            f"{reason} Download it again, or convert it to .safetensors where you trust it."
+            f"{first_line(error)} Download it again, or convert it to .safetensors where you trust it."
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -151,10 +151,8 @@ class Task:
         rules. `agnostic` scores all classes as one, `annotated_only` leaves images without a true box out, `no_finding`
         names a class of such images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
         """
-        scored = partial(
-            box_metrics.scored_boxes, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel
-        )
-        boxes = scored(predictions, targets, self.box_classes, groups)
+        gather = partial(box_metrics.gather, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel)
+        boxes = gather(predictions, targets, self.box_classes, groups)
         index = [0] if agnostic else [self.box_classes.index(name) for name in classes or self.box_classes]
         if no_finding:
             index.append(len(boxes.classes))
@@ -168,7 +166,7 @@ class Task:
         results = box_metrics.average_precision(boxes, index, **options)
         if "mask_iou" in predictions:
             known = targets | {"boxes_known": targets["masks_known"]}
-            masks = scored(predictions, known, self.box_classes, groups, masks=True)
+            masks = gather(predictions, known, self.box_classes, groups, masks=True)
             results += box_metrics.average_precision(masks, index, prefix="mask_", **options)
         return results
 
