@@ -1,11 +1,11 @@
-"""Times the sampling operators, RoIAlign and suppression beside torch in one run.
+"""Times the sampling operators, RoIAlign, suppression and a block's perceptron beside torch in one run.
 
     python benchmarks/operators.py [--repeats 10] [--torch-python PATH] [--case NAME ...]
 
 Prints CPU milliseconds (the best of `repeats`; all threads together) of the forward pass and of forward plus backward.
-"plain" differentiates the same sum of samples without the custom backward pass. For DCNv3 and deformable attention
-torch runs what their repositories run on a CPU (grid_sample and a sum); RoIAlign and NMS are torchvision's compiled
-ones. PATH is an interpreter that has torch and torchvision, if this one has not.
+"plain" differentiates the same sum of samples, or the same GELU, without the custom backward pass. For DCNv3 and
+deformable attention torch runs what their repositories run on a CPU (grid_sample and a sum); RoIAlign and NMS are
+torchvision's compiled ones. PATH is an interpreter that has torch and torchvision, if this one has not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ DCNV3 = {"dcnv3 56x56x64": (2, 56, 64, 4, 9), "dcnv3 14x14x256": (2, 14, 256, 16
 LEVELS = (64, 32, 16, 8)  # deformable attention: 8 heads of 32 channels, 4 points a level, 300 queries
 ROI_ALIGN = {"roi_align 2": 2, "roi_align -1": -1}  # 256 boxes in a level of 64x64x256, 7x7 bins
 NMS = "nms 1000"
-CASES = (*DCNV3, "deformable attention", *ROI_ALIGN, NMS)
+PERCEPTRON = "perceptron 32x32x32"  # Linear, GELU, Linear as in a block of ConvNeXt, 16 images
+CASES = (*DCNV3, "deformable attention", *ROI_ALIGN, NMS, PERCEPTRON)
 
 
 def cpu_ms(run: Callable[[], object], repeats: int) -> float:
@@ -49,6 +50,8 @@ def arguments_of(case: str) -> list[np.ndarray]:
         shape = (2, 300, 8, len(LEVELS), 4)
         arrays = [rng.random((*shape, 2)), rng.random(shape)]
         arrays += [rng.standard_normal((2, size, size, 8, 32)) for size in LEVELS]
+    elif case == PERCEPTRON:
+        arrays = [rng.standard_normal(shape) for shape in ((16, 32, 32, 32), (32, 128), (128, 32))]
     else:
         corner, extent = rng.uniform(0, 400, (1000, 2)), rng.uniform(20, 200, (1000, 2))
         boxes = np.concatenate([corner, corner + extent], 1)
@@ -63,6 +66,7 @@ def time_jax(case: str, repeats: int, plain: bool) -> list[float] | None:
     import jax
     import jax.numpy as jnp
 
+    from mediax import layers
     from mediax.operators import dcnv3, deformable_attention, nms, roi_align, sampling
 
     if plain:
@@ -75,6 +79,12 @@ def time_jax(case: str, repeats: int, plain: bool) -> list[float] | None:
         return [cpu_ms(lambda: jax.block_until_ready(suppress(*arrays)), repeats)]
     if case in DCNV3:
         operator = dcnv3.dcnv3
+    elif case == PERCEPTRON:
+
+        def operator(x, expand, project):
+            if plain:
+                return jax.nn.gelu(x @ expand, approximate=False) @ project
+            return layers.by_row(lambda rows: layers.gelu(rows @ expand) @ project, x)
     elif case in ROI_ALIGN:
         boxes = arrays.pop()
 
@@ -117,6 +127,10 @@ def time_torch(case: str, repeats: int) -> list[float]:
             grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(-1, size * size, points, 2)
             samples = functional.grid_sample(by_group(x, groups), grid, align_corners=False)
             return (samples * masks.permute(0, 3, 1, 2, 4).reshape(-1, 1, size * size, points)).sum(-1)
+    elif case == PERCEPTRON:
+
+        def operator(x, expand, project):
+            return functional.gelu(x @ expand) @ project
     elif case in ROI_ALIGN:
         from torchvision import ops
 

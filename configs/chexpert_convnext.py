@@ -102,5 +102,4 @@ def _phantom(config: ConfigDict) -> ConfigDict:
     config.ema_decay = 0.99
     config.precision = "float32"
     config.workers = 0
-    config.cpu_devices = 2
     return config

@@ -19,7 +19,7 @@ from jax import lax
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, wide
+from mediax.layers import Conv, Linear, wide
 from mediax.operators import boxes as box
 from mediax.operators.deformable_attention import deformable_attention
 from mediax.operators.matching import match
@@ -105,7 +105,7 @@ class Proposals(nnx.Module):
     """
 
     def __init__(self, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(width, width, kernel_init=_xavier, dtype=dtype, rngs=rngs)
+        self.linear = Linear(width, width, kernel_init=_xavier, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, np.ndarray]:
@@ -130,12 +130,12 @@ class DeformableAttention(nnx.Module):
         options = {"dtype": dtype, "rngs": rngs}
         self.heads, self.levels, self.points = heads, levels, points
         around = _directions(heads, levels, points)
-        self.offsets = nnx.Linear(
+        self.offsets = Linear(
             width, around.size, kernel_init=_zeros, bias_init=lambda *_: jnp.asarray(around), **options
         )
-        self.weights = nnx.Linear(width, heads * levels * points, kernel_init=_zeros, **options)
-        self.values = nnx.Linear(width, width, kernel_init=_xavier, **options)
-        self.output = nnx.Linear(width, width, kernel_init=_xavier, **options)
+        self.weights = Linear(width, heads * levels * points, kernel_init=_zeros, **options)
+        self.values = Linear(width, width, kernel_init=_xavier, **options)
+        self.output = Linear(width, width, kernel_init=_xavier, **options)
 
     def __call__(
         self, queries: jax.Array, reference: jax.Array, memory: jax.Array, sizes: list[tuple[int, int]]
@@ -175,7 +175,7 @@ class SelfAttention(nnx.Module):
     def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
         options = {"kernel_init": _xavier, "dtype": dtype, "rngs": rngs}
         self.heads = heads
-        self.query, self.key, self.value, self.output = (nnx.Linear(width, width, **options) for _ in range(4))
+        self.query, self.key, self.value, self.output = (Linear(width, width, **options) for _ in range(4))
 
     def __call__(self, x: jax.Array, positions: jax.Array, sees: jax.Array | None = None) -> jax.Array:
         placed = x + positions
@@ -209,8 +209,8 @@ class Layer(nnx.Module):
         self.self_norm = nnx.LayerNorm(width, epsilon=1e-5, **options) if decodes else nnx.data(None)
         self.attention = DeformableAttention(width, heads, levels, points, **options)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, **options)
-        self.expand = nnx.Linear(width, hidden, kernel_init=_xavier, **options)
-        self.reduce = nnx.Linear(hidden, width, kernel_init=_xavier, **options)
+        self.expand = Linear(width, hidden, kernel_init=_xavier, **options)
+        self.reduce = Linear(hidden, width, kernel_init=_xavier, **options)
         self.last_norm = nnx.LayerNorm(width, epsilon=1e-5, **options)
 
     def __call__(
@@ -243,9 +243,9 @@ class BoxNetwork(nnx.Module):
         start = jnp.array([0.0, 0.0, extent, extent])
         self.layers = nnx.List(
             [
-                nnx.Linear(width, width, **options),
-                nnx.Linear(width, width, **options),
-                nnx.Linear(width, 4, kernel_init=_zeros, bias_init=lambda *_: start, **options),
+                Linear(width, width, **options),
+                Linear(width, width, **options),
+                Linear(width, 4, kernel_init=_zeros, bias_init=lambda *_: start, **options),
             ]
         )
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, drop_path, run_block
+from mediax.layers import Conv, Linear, drop_path, gelu, run_block
 from mediax.operators.depthwise import depthwise_conv
 
 VARIANTS = {
@@ -112,14 +112,14 @@ class Block(nnx.Module):
     def __init__(self, channels: int, *, layer_scale: float, drop_path: float, dtype: Any, rngs: nnx.Rngs):
         self.depthwise = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
         self.norm = _layer_norm(channels, dtype, rngs)
-        self.expand = nnx.Linear(channels, 4 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
-        self.project = nnx.Linear(4 * channels, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.expand = Linear(channels, 4 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+        self.project = Linear(4 * channels, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.layer_scale = nnx.Param(jnp.full(channels, layer_scale)) if layer_scale > 0 else nnx.data(None)
         self.drop_path = drop_path
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         y = self.norm(self.depthwise(x))
-        y = self.project(jax.nn.gelu(self.expand(y), approximate=False))
+        y = self.project(gelu(self.expand(y)))
         if self.layer_scale is not None:
             y = y * self.layer_scale[...].astype(y.dtype)
         return x + drop_path(y, self.drop_path, train=train, rngs=rngs)

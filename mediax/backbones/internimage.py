@@ -15,7 +15,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, drop_path, run_block
+from mediax.layers import BatchNorm, Conv, Linear, drop_path, gelu, run_block
 from mediax.operators.dcnv3 import dcnv3
 from mediax.operators.depthwise import depthwise_conv
 
@@ -105,16 +105,16 @@ class DeformableConv(nnx.Module):
         self.norm = _layer_norm(channels, dtype, rngs)
         xavier = {"kernel_init": nnx.initializers.xavier_uniform(), "dtype": dtype, "rngs": rngs}
         zeros = {"kernel_init": nnx.initializers.zeros, "dtype": dtype, "rngs": rngs}
-        self.offset = nnx.Linear(channels, groups * _POINTS * 2, **zeros)
-        self.mask = nnx.Linear(channels, groups * _POINTS, **zeros)
-        self.center = nnx.Linear(channels, groups, **zeros) if center_feature_scale else nnx.data(None)
-        self.project_in = nnx.Linear(channels, channels, **xavier)
-        self.project_out = nnx.Linear(channels, channels, **xavier)
+        self.offset = Linear(channels, groups * _POINTS * 2, **zeros)
+        self.mask = Linear(channels, groups * _POINTS, **zeros)
+        self.center = Linear(channels, groups, **zeros) if center_feature_scale else nnx.data(None)
+        self.project_in = Linear(channels, channels, **xavier)
+        self.project_out = Linear(channels, channels, **xavier)
         self.groups, self.offset_scale, self.dtype = groups, offset_scale, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         values = self.project_in(x)
-        query = jax.nn.gelu(self.norm(self.depthwise(x)), approximate=False)
+        query = gelu(self.norm(self.depthwise(x)))
         # The samples' places are sums of pixels and offsets: bfloat16 would round 100.3 to 100.5.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         offsets = self.offset(query).astype(wide).reshape(*x.shape[:3], self.groups, _POINTS, 2)
@@ -131,11 +131,11 @@ class MLP(nnx.Module):
 
     def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
         settings = {"kernel_init": _linear_init, "dtype": dtype, "rngs": rngs}
-        self.expand = nnx.Linear(channels, 4 * channels, **settings)
-        self.project = nnx.Linear(4 * channels, channels, **settings)
+        self.expand = Linear(channels, 4 * channels, **settings)
+        self.project = Linear(4 * channels, channels, **settings)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(jax.nn.gelu(self.expand(x), approximate=False))
+        return self.project(gelu(self.expand(x)))
 
 
 class Branch(nnx.Module):
@@ -314,13 +314,13 @@ class Backbone(nnx.Module):
 
     def __call__(self, image: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[int, jax.Array]:
         first, second = self.stem
-        x = second(jax.nn.gelu(first(image), approximate=False))
+        x = second(gelu(first(image)))
         pyramid = {}
         for stride, stage in zip(self.channels, self.stages):
             pyramid[stride] = x = stage(x, train, rngs, remat=self.remat)
             x = x if stage.downsample is None else stage.downsample(x)
         if self.last is not None:
-            pyramid[stride] = jax.nn.gelu(self.last_norm(self.last(x), train), approximate=False)
+            pyramid[stride] = gelu(self.last_norm(self.last(x), train))
         return pyramid
 
     def layer_of(self, path: tuple[str | int, ...]) -> int:

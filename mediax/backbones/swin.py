@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, drop_path, run_block
+from mediax.layers import Conv, Linear, drop_path, gelu, run_block
 from mediax.operators.window_attention import ContinuousBias, RelativeBias, attention, in_windows
 
 _SIZES = {
@@ -178,7 +178,7 @@ class FeedForward(nnx.Module):
         self.project = _linear(4 * channels, channels, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(jax.nn.gelu(self.expand(x), approximate=False))
+        return self.project(gelu(self.expand(x)))
 
 
 class Residual(nnx.Module):
@@ -356,8 +356,8 @@ class Backbone(nnx.Module):
         return 1 + sum(self.depths[:stage]) + (rest[0] if kind == "blocks" else 0)
 
 
-def _linear(in_channels: int, out_channels: int, dtype: Any, rngs: nnx.Rngs, *, use_bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(in_channels, out_channels, use_bias=use_bias, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+def _linear(in_channels: int, out_channels: int, dtype: Any, rngs: nnx.Rngs, *, use_bias: bool = True) -> Linear:
+    return Linear(in_channels, out_channels, use_bias=use_bias, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
 
 
 def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs, **options: Any) -> nnx.LayerNorm:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, drop_path, run_block
+from mediax.layers import Conv, Linear, drop_path, gelu, run_block
 
 _SIZES = {
     "small": {"width": 384, "depth": 12, "heads": 6, "swiglu": False},
@@ -92,7 +92,7 @@ class FeedForward(nnx.Module):
         if self.swiglu:
             gate, x = jnp.split(x, 2, axis=-1)
             return self.project(jax.nn.silu(gate) * x)
-        return self.project(jax.nn.gelu(x, approximate=False))
+        return self.project(gelu(x))
 
 
 class Residual(nnx.Module):
@@ -168,7 +168,7 @@ class Level(nnx.Module):
         for step, double in enumerate(self.doubles):
             x = double(x)
             if step < self.doublings - 1:
-                x = jax.nn.gelu(self.norms[step](x), approximate=False)
+                x = gelu(self.norms[step](x))
         if self.doublings < 0:
             x = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
         x = _align(x, self.patch * 2.0**-self.doublings, self.stride, size)
@@ -315,8 +315,8 @@ class Backbone(nnx.Module):
         return self.depth if path[0] in ("norm", "levels") else 0
 
 
-def _linear(in_channels: int, out_channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(in_channels, out_channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
+def _linear(in_channels: int, out_channels: int, dtype: Any, rngs: nnx.Rngs) -> Linear:
+    return Linear(in_channels, out_channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
 
 
 def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -33,7 +33,7 @@ import tensorflow_datasets as tfds
 
 from mediax import annotations, builder, catalog, images, raw_files, vocabulary
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 # As the files spell them; the second release of the two added three.
 FINDINGS = (
@@ -276,13 +276,13 @@ def phantom(
       folders: of the images of train and test.
       prevalence: how often findings occur, where not as in `chest.PREVALENCE`.
       size: side of the images in pixels; 1024 in the real set, whose pixels the annotations speak of in any case.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     if release not in TABLES:
         raise InputError(f"chestxdet: release={release!r}: {catalog.suggestion(release, TABLES)}")
     drawn = list(phantom_images(seed, {"train": train, "test": test}, size, prevalence))
     tables: dict[str, list] = {split: [] for split in SPLITS}
-    for image, radiograph in zip(drawn, builder.in_order(lambda image: image.draw(), drawn, workers)):
+    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn, workers)):
         path = Path(root) / folders[SPLITS.index(image.split)] / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(images.encode(images.to_uint8(radiograph.image[..., None])))

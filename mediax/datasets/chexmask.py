@@ -43,7 +43,7 @@ from absl import logging
 
 from mediax import builder, catalog, images, raw_files, rle
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 MASK_CLASSES = ("Left Lung", "Right Lung", "Heart")  # as the columns are called
 CLASSES = MASK_CLASSES
@@ -523,7 +523,7 @@ def phantom(
         if name not in SOURCES:
             raise InputError(f"chexmask: sources={name!r}: {catalog.suggestion(name, SOURCES)}")
         draw = functools.partial(phantom_radiograph, seed, name, size=size, positioning=positioning)
-        drawn = list(builder.in_order(draw, range(count), workers))
+        drawn = list(pool.in_order(draw, range(count), workers))
         ids = [phantom_name(name, number, count) for number in range(count)]
         paths = [phantom_path(root.parent / name, name, number, count) for number in range(count)]
         for path, radiograph in zip(paths, drawn):

@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 
 from mediax import annotations, builder, photographs
 from mediax.errors import InputError
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 MASK_CLASSES = ("Optic Disc",)
 CLASSES = MASK_CLASSES
@@ -135,10 +135,10 @@ def phantom(root: Path, *, seed: int = 0, images: int | None = 16, size: int = 1
       root: the dataset's own raw folder, `<manual_dir>/drions_db`.
       images: how many of each customary split, evenly spread; None is all, 60 and 50.
       size: height of the images in pixels; 400 in the dataset.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     keys = sorted({*photographs.spread(TRAIN, images), *photographs.spread(TEST, images), "101"})
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
     for key, photograph in zip(keys, drawn):
         photographs.write(Path(root) / "images" / f"image_{key}.jpg", photograph.image)
         second = fundus.second_reader(photograph.masks, photographs.seed_of(seed, key))

@@ -30,7 +30,7 @@ from absl import logging
 
 from mediax import annotations, builder, catalog, images, photographs
 from mediax.errors import InputError
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 CLASSES = ("Glaucoma",)
 MASK_CLASSES = ("Optic Disc", "Optic Cup")
@@ -235,12 +235,12 @@ def phantom(
       images: how many of each official split, evenly spread; None is all, 50 and 51.
       release: "old" is the archive with the table of diagnoses, "current" the folders GLAUCOMA and NORMAL.
       size: height of the images in pixels, about; 1749 to 1845 in the dataset.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     if release not in PHANTOM_FOLDERS:
         raise InputError(f"drishti_gs: release={release!r}: {catalog.suggestion(release, PHANTOM_FOLDERS)}")
     keys = photographs.spread(TRAIN, images) + photographs.spread(TEST, images)
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
     for key, photograph in zip(keys, drawn):
         name = f"drishtiGS_{key[-3:]}"
         folder = Path(root) / PHANTOM_FOLDERS[release][key in TEST]

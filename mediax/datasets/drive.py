@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 
 from mediax import builder, catalog, photographs
 from mediax.errors import InputError
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 MASK_CLASSES = ("Vessels",)
 CLASSES = MASK_CLASSES
@@ -105,14 +105,14 @@ def phantom(
       images: how many of each official split, evenly spread; None is all 20.
       release: "old" has masks of the test images, "current" has none.
       size: height of the images in pixels; 584 in the dataset.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     if release not in PHANTOM_RELEASES:
         raise InputError(f"drive: release={release!r}: {catalog.suggestion(release, PHANTOM_RELEASES)}")
     keys = photographs.spread(TRAIN, images) + photographs.spread(TEST, images)
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
         split = "training" if key in TRAIN else "test"
         folder, name, number = Path(root) / split, f"{key}_{split}", photographs.seed_of(seed, key)

@@ -28,7 +28,7 @@ from absl import logging
 
 from mediax import builder, catalog, images
 from mediax.errors import InputError
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 GRADES = (
     "No Diabetic Retinopathy",
@@ -239,7 +239,7 @@ def phantom(
       size: short side of the images in pixels.
       solution: whether the test labels are there.
       corrupt: how many training files are cut off in the middle, from the first one on.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     if layout not in PHANTOM_LAYOUTS:
         raise InputError(f"eyepacs: layout={layout!r}: {catalog.suggestion(layout, PHANTOM_LAYOUTS)}")
@@ -250,7 +250,7 @@ def phantom(
         place = Path(root) / top / folder
         place.mkdir(parents=True, exist_ok=True)
         eyes = [(number, side) for number in of_split for side in ("left", "right")]
-        drawn = builder.in_order(lambda eye: phantom_eye(seed, *eye, size=size), eyes, workers)
+        drawn = pool.in_order(lambda eye: phantom_eye(seed, *eye, size=size), eyes, workers)
         lines = []
         for index, ((number, side), photograph) in enumerate(zip(eyes, drawn)):
             black = split == "train" and (number, side) == (numbers["train"][-1], "right")

@@ -25,7 +25,7 @@ from absl import logging
 
 from mediax import annotations, builder, catalog, images, photographs
 from mediax.errors import InputError
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 CLASSES = ()
 CATEGORIES = ("S", "P", "A")
@@ -172,13 +172,13 @@ def phantom(
       root: the dataset's own raw folder, `<manual_dir>/fire`.
       pairs: their names; the first letter is the category.
       size: side of the images in pixels; 2912 in the dataset.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     for name in pairs:
         if name[0] not in fundus.CATEGORIES:
             raise InputError(f"fire: pair {name!r}: {catalog.suggestion(name[0], fundus.CATEGORIES)}")
     folder = Path(root) / "FIRE"
-    for name, drawn in zip(pairs, builder.in_order(lambda name: phantom_pair(seed, name, size), pairs, workers)):
+    for name, drawn in zip(pairs, pool.in_order(lambda name: phantom_pair(seed, name, size), pairs, workers)):
         points = np.concatenate([drawn.reference_points, drawn.moving_points], axis=1)
         if name in WRONG:
             points[:, 2:] = np.clip(points[:, 2:] + SHIFT * size / 2912, 0, size)

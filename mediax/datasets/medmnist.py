@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from mediax import builder, images
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 
 class Subset(NamedTuple):
@@ -204,7 +204,7 @@ def phantom(
         # As in the original, about three images in four show pneumonia; both labels occur from the second image on.
         labels = np.append(np.array([1, 0]), rng.random(max(0, count - 2)) < 0.74)[:count].astype(np.uint8)
         seeds = rng.integers(2**31, size=count)
-        drawn = builder.in_order(lambda job: phantom_image(*job), zip(seeds, labels), workers)
+        drawn = pool.in_order(lambda job: phantom_image(*job), zip(seeds, labels), workers)
         arrays |= {f"{key}_images": np.stack(list(drawn)), f"{key}_labels": labels[:, None]}
     Path(root).mkdir(parents=True, exist_ok=True)
     np.savez_compressed(Path(root) / "pneumoniamnist.npz", **arrays)

@@ -31,7 +31,7 @@ from absl import logging
 
 from mediax import builder, catalog, images, label_states, raw_files
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 CLASSES = (
     "No Finding",
@@ -320,7 +320,7 @@ def phantom(
       layout: the bare folder, or below physionet.org/ as wget leaves it.
       gzipped: whether the tables are.
       size: longer side of the images in pixels; about 3,000 in the real set.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     for option, value, valid in (("release", release, ("2.0.0", "2.1.0")), ("layout", layout, PHANTOM_FOLDERS)):
         if value not in valid:
@@ -333,7 +333,7 @@ def phantom(
         for number, (split, rank) in enumerate(people)
         for image in phantom_patient(seed, number, split, rank, size)
     ]
-    for image, radiograph in zip(drawn, builder.in_order(lambda image: image.draw(), drawn, workers)):
+    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn, workers)):
         path = image_path(folder, image.line)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(images.encode(images.to_uint8(radiograph.image[..., None]), "jpeg95"))

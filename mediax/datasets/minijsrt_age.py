@@ -18,7 +18,7 @@ from absl import logging
 
 from mediax import builder, images, minijsrt
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 CLASSES = ()
 TARGETS = ("age in years",)
@@ -110,7 +110,7 @@ def phantom(
       train, test: how many images there are.
       release: a layout of `minijsrt.RELEASES`; "rgb" is what is distributed.
       size: side of the images in pixels.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     archive, colour = minijsrt.phantom_folder(root, "XPAge01", release)
     folder = archive / "XP"
@@ -121,7 +121,7 @@ def phantom(
         minijsrt.write(path, images.to_uint8(radiograph.image), colour=colour)
         return {"filenames": path.name, "age": round(radiograph.age)}
 
-    lines = list(builder.in_order(write, range(train + test), workers))
+    lines = list(pool.in_order(write, range(train + test), workers))
     builder.write_table(folder / TABLES["train"], ("filenames", "age"), lines[:train])
     builder.write_table(folder / TABLES["test"], ("filenames", "age"), lines[train:])
 

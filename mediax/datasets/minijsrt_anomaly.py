@@ -24,6 +24,7 @@ from absl import logging
 
 from mediax import builder, catalog, images, minijsrt
 from mediax.errors import InputError
+from mediax.phantoms import pool
 
 CLASSES = ("Anomaly",)
 ANOMALOUS, NORMAL, UNNAMED = 1, 0, -1
@@ -162,7 +163,7 @@ def phantom(
       layout: one of LAYOUTS, for the archive's own is not known.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     if layout not in LAYOUTS:
         raise InputError(f"minijsrt_anomaly: layout={layout!r}: {catalog.suggestion(layout, LAYOUTS)}")
@@ -174,4 +175,4 @@ def phantom(
         path = folder / LAYOUTS[layout][kind].format(minijsrt.jsrt_code(number))
         minijsrt.write(path, pixels[:, ::-1] if kind == "anomaly" else pixels, colour=colour)
 
-    list(builder.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test), workers))

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mediax import builder, images, minijsrt
+from mediax.phantoms import pool
 
 CLASSES = ("Orientation Up", "Orientation Down", "Orientation Left", "Orientation Right")
 FOLDERS = ("up", "down", "left", "right")  # in the order of CLASSES
@@ -87,7 +88,7 @@ def phantom(
       train, test: how many radiographs there are, a quarter of the images.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 128 in the archive.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Directions01", release)
 
@@ -98,7 +99,7 @@ def phantom(
         for direction, turns in QUARTER_TURNS.items():
             minijsrt.write(folder / split / direction / f"{name}.png", np.rot90(pixels, turns), colour=colour)
 
-    list(builder.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test), workers))
     for split, first, count in (("train", 0, train), ("test", 1, test)):
         names = [f"{direction}/{first + number}.png" for direction in FOLDERS for number in range(count)]
         (folder / f"list_{split}.txt").write_text("\n".join(names) + "\n")

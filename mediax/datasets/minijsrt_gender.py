@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mediax import builder, images, minijsrt
+from mediax.phantoms import pool
 
 CLASSES = ("Female", "Male")
 FOLDERS = ("female", "male")  # in the order of CLASSES
@@ -79,7 +80,7 @@ def phantom(
       train, test: how many images there are.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 256 in the archive.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Gender01", release)
 
@@ -89,4 +90,4 @@ def phantom(
         path = folder / ("train" if number < train else "test") / name / f"{minijsrt.jsrt_code(number)}.png"
         minijsrt.write(path, images.to_uint8(radiograph.image), colour=colour)
 
-    list(builder.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test), workers))

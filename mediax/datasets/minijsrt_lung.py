@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mediax import builder, images, minijsrt
+from mediax.phantoms import pool
 
 MASK_CLASSES = ("Lungs",)
 CLASSES = MASK_CLASSES
@@ -86,7 +87,7 @@ def phantom(
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 256 in the archive.
       label_size: side of the masks, by default that of the images.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Segmentation01", release)
 
@@ -98,4 +99,4 @@ def phantom(
         label = images.Fit(size, size, label_size).image(lungs, nearest=True)[..., 0] * np.uint8(255)
         minijsrt.write(folder / split / "label" / name, label)
 
-    list(builder.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test), workers))

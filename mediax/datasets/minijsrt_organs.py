@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from mediax import builder, images, minijsrt
 from mediax.errors import InputError
+from mediax.phantoms import pool
 
 MASK_CLASSES = ("Lungs", "Heart", "Body")
 CLASSES = MASK_CLASSES
@@ -104,7 +105,7 @@ def phantom(
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels.
       label_size: side of the label pictures, by default that of the images.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     archive, colour = minijsrt.phantom_folder(root, "segmentation02", release)
     folder = archive / "segmentation"
@@ -119,7 +120,7 @@ def phantom(
             minijsrt.write(folder / f"org{copy}" / f"{name}.bmp", pixels, colour=colour)
             minijsrt.write(folder / f"label{copy}" / f"{name}_label.png", label)
 
-    list(builder.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test), workers))
     (folder / "result").mkdir()
 
 

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from mediax import builder, dicom, images, minijsrt
+from mediax.phantoms import pool
 
 CLASSES = ()
 # Format -> how its folder's name ends, and its files' suffixes.
@@ -107,7 +108,7 @@ def phantom(
       count: how many radiographs there are, each in every format.
       release: a layout of `minijsrt.RELEASES`, of both archives.
       size: side of the images in pixels.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
     """
     pictures, colour = minijsrt.phantom_folder(root, "Practice_PNGandJPG", release)
     scans = minijsrt.phantom_folder(root, "Practice_DICOM", release)[0] / "chestimages_DICOM"
@@ -120,4 +121,4 @@ def phantom(
         for folder, suffix in (("chestimage_PNG", "png"), ("chestimage_JPG", "jpg")):
             minijsrt.write(pictures / folder / f"{name}.{suffix}", images.to_uint8(radiograph.image), colour=colour)
 
-    list(builder.in_order(write, range(count), workers))
+    list(pool.in_order(write, range(count), workers))

@@ -29,7 +29,7 @@ from absl import logging
 
 from mediax import builder, catalog, images, raw_files
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 CLASSES = ("Nodule",)
 BOX_CLASSES = CLASSES
@@ -201,7 +201,7 @@ def phantom(
     place, with_negatives = PHANTOM_LAYOUTS[release]
     draw = functools.partial(phantom_radiograph, seed, size=size)
     lines = []
-    for number, radiograph in enumerate(builder.in_order(draw, range(count), workers)):
+    for number, radiograph in enumerate(pool.in_order(draw, range(count), workers)):
         boxes = [box[1:] for box in radiograph.boxes if box[0] == "Nodule"]
         name = f"{'n' if boxes else 'c'}{number:04d}.mha"
         if not boxes and not with_negatives:

@@ -28,7 +28,7 @@ from absl import logging
 
 from mediax import builder, catalog, images, rle
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 CLASSES = ("Pneumothorax",)
 MASK_CLASSES = CLASSES
@@ -197,7 +197,7 @@ def phantom(
     lines = [header]
     for split, images_in_split in (("train", count + 2), ("test", test_count)):
         draw = functools.partial(phantom_radiograph, seed, split, size=size)
-        for number, radiograph in enumerate(builder.in_order(draw, range(images_in_split), workers)):
+        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split), workers)):
             path = phantom_path(root, split, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = images.to_uint8(radiograph.image[..., None])

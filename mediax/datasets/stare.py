@@ -23,7 +23,7 @@ from typing import Any, Literal
 import tensorflow_datasets as tfds
 
 from mediax import builder, photographs
-from mediax.phantoms import fundus
+from mediax.phantoms import fundus, pool
 
 MASK_CLASSES = ("Vessels",)
 CLASSES = MASK_CLASSES
@@ -105,13 +105,13 @@ def phantom(
       images: how many, evenly spread; None is all 20.
       zipped: False writes the files as they are after gunzip.
       size: height of the images in pixels; 605 in the dataset.
-      workers: threads; the result does not depend on their number.
+      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     keys = photographs.spread(IMAGES, images)
     ending = "ppm.gz" if zipped else "ppm"
-    drawn = builder.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
     for key, photograph in zip(keys, drawn):
         number = photographs.seed_of(seed, key)
         first = fundus.first_reader(photograph.masks, number, first_reader_error)

@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 
 from mediax import annotations, builder, catalog, raw_files, vocabulary
 from mediax.errors import InputError
-from mediax.phantoms import chest
+from mediax.phantoms import chest, pool
 
 # In the order of the competition's class_id; the other eight are PhysioNet's alone.
 KAGGLE_BOX_CLASSES = (
@@ -487,7 +487,7 @@ def phantom(
     for split, images_in_split in (("train", count), ("test", test_count)):
         draw = functools.partial(phantom_radiograph, seed, split, size=size)
         boxes, labels = [], []
-        for number, radiograph in enumerate(builder.in_order(draw, range(images_in_split), workers)):
+        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split), workers)):
             name = phantom_id(seed, split, number)
             write_dicom(root / split / f"{name}.dicom", radiograph, number)
             readings = phantom_readings(np.random.default_rng([seed, number, 1]), radiograph, release, split)

@@ -30,7 +30,7 @@ from mediax.deformable_transformer import (
     sines,
 )
 from mediax.errors import InputError
-from mediax.layers import wide
+from mediax.layers import Linear, wide
 from mediax.operators import boxes as box
 
 # `refine`: each decoder layer moves the boxes of the one before. `two_stage`: the encoder proposes the first boxes.
@@ -96,15 +96,15 @@ class Head(nnx.Module):
         self.decoder = nnx.List(Layer(width, hidden, decodes=True, **layer) for _ in range(decoder_layers))
         if self.two_stage:
             self.proposals = Proposals(width, **options)
-            self.place = nnx.Linear(2 * width, 2 * width, kernel_init=_xavier, **options)
+            self.place = Linear(2 * width, 2 * width, kernel_init=_xavier, **options)
             self.place_norm = nnx.LayerNorm(2 * width, epsilon=1e-5, **options)
         else:
             self.query = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (queries, 2 * width), jnp.float32))
-            self.reference = nnx.Linear(width, 2, kernel_init=_xavier, **options)
+            self.reference = Linear(width, 2, kernel_init=_xavier, **options)
         # Without refinement all layers share one predictor; the proposals of a two-stage detector have the last one.
         predictors = decoder_layers + self.two_stage if self.refine else 1
         rare = nnx.initializers.constant(-math.log(99))  # a box is of a class with probability 0.01 at first
-        self.classes = nnx.List(nnx.Linear(width, classes, bias_init=rare, **options) for _ in range(predictors))
+        self.classes = nnx.List(Linear(width, classes, bias_init=rare, **options) for _ in range(predictors))
         extent = 0.0 if self.two_stage else -2.0
         self.boxes = nnx.List(BoxNetwork(width, 0.0 if i else extent, **options) for i in range(predictors))
 

@@ -32,7 +32,7 @@ from mediax.deformable_transformer import (
     sines,
 )
 from mediax.errors import InputError
-from mediax.layers import wide
+from mediax.layers import Linear, wide
 from mediax.operators import boxes as box
 
 # For tasks/detection.py: what the losses are averaged over, and how they add up.
@@ -112,10 +112,10 @@ class Head(nnx.Module):
         self.decoder_norm = nnx.LayerNorm(width, epsilon=1e-5, **options)
         self.proposals = Proposals(width, **options)
         rare = nnx.initializers.constant(-math.log(99))  # a box is of a class with probability 0.01 at first
-        self.proposal_classes, self.classes = (nnx.Linear(width, classes, bias_init=rare, **options) for _ in range(2))
+        self.proposal_classes, self.classes = (Linear(width, classes, bias_init=rare, **options) for _ in range(2))
         self.proposal_boxes, self.boxes = (BoxNetwork(width, 0.0, **options) for _ in range(2))
         self.place = nnx.List(
-            nnx.Linear(entering, width, kernel_init=_xavier, **options) for entering in (2 * width, width)
+            Linear(entering, width, kernel_init=_xavier, **options) for entering in (2 * width, width)
         )
         self.query = nnx.Param(_xavier(rngs.params(), (queries, width), jnp.float32))
         self.labels = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (classes, width), jnp.float32))

@@ -1,0 +1,28 @@
+"""Drawing many phantom images: on all cores where there are many, without the start of other processes for a few."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+ALONE_SECONDS = 3.0  # about what it takes until other processes have imported what they need
+
+
+def in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Maps, and yields the results in the order of the items; which process drew an image makes no difference to it.
+
+    What is not done after a few seconds is done by `workers` processes: drawing holds the lock of Python's interpreter,
+    so threads would wait for each other.
+    """
+    items, started = iter(items), time.monotonic()
+    for item in items:
+        yield function(item)
+        if workers > 1 and time.monotonic() - started > ALONE_SECONDS:
+            break
+    for item in items:
+        import joblib  # late: it takes a moment
+
+        left = itertools.chain([item], items)
+        yield from joblib.Parallel(workers, return_as="generator")(joblib.delayed(function)(each) for each in left)
