@@ -25,8 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.steps = 25 * STEPS_PER_EPOCH
-    config.evaluate_every = STEPS_PER_EPOCH
-    config.checkpoint_every = STEPS_PER_EPOCH
+    config.evaluate_every = config.checkpoint_every = 5 * STEPS_PER_EPOCH
     config.backbone = {
         "name": "resnet",
         "channels": 1,

@@ -81,8 +81,7 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
     """
     evaluations = training.evaluations
     logging.info("evaluating %s", ", ".join(f"{name} ({each.size:,} images)" for name, each in evaluations.items()))
-    steps = evaluate.make_predict_steps(training.model, evaluations.values(), training.mesh)
-    collected = evaluate.collect_all(steps, state.evaluated(), evaluations.values(), training.mesh)
+    collected = evaluate.collect_all(training.predict_steps, state.evaluated(), evaluations.values(), training.mesh)
     calibrations = {
         name: evaluate.calibrate(evaluations[name], collected[evaluations[name].rows])
         for name in {evaluation.calibrate_on for evaluation in evaluations.values()}

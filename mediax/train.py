@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class Training:
     patience: int
     resamples: int
     config: Mapping[str, Any]
+
+    @cached_property
+    def predict_steps(self) -> dict[str, Callable[..., Tree]]:
+        """The steps of `evaluate.make_predict_steps`, compiled once for training and for what comes after it."""
+        return evaluate.make_predict_steps(self.model, self.evaluations.values(), self.mesh)
 
 
 def init_state(training: Training, key: jax.Array) -> TrainState:
@@ -232,7 +237,6 @@ class _Loop:
         self.shown = Progress(training.steps, self.step, host=is_host)
         self.train_step = make_train_step(training, self.shardings)
         self.evaluations = list(evaluate.without_intervals(training.evaluations).values())
-        self.predict_steps = evaluate.make_predict_steps(training.model, self.evaluations, training.mesh)
 
     def _fresh_state(self, key: jax.Array) -> TrainState:
         # It runs once: compiled without optimisation it is there in a third of the time.
@@ -328,7 +332,7 @@ class _Loop:
         self._read_logs()
         row: dict[str, float] = {}
         collected = evaluate.collect_all(
-            self.predict_steps, self.state.evaluated(), self.evaluations, self.training.mesh
+            self.training.predict_steps, self.state.evaluated(), self.evaluations, self.training.mesh
         )
         for evaluation in self.evaluations:
             name, rows = evaluation.name, collected[evaluation.rows]
