@@ -1,4 +1,4 @@
-"""Pieces that several networks share: products, GELU, pooling, resizing, BatchNorm, stochastic depth, recomputation."""
+"""Pieces that several networks share: convolution, linear layer, GELU, pooling, resizing, norm, drop path, remat."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,8 +20,8 @@ def in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int)
         yield function(item)
         if workers > 1 and time.monotonic() - started > ALONE_SECONDS:
             break
-    for item in items:
+    left = list(items)
+    if left:
         import joblib  # late: it takes a moment
 
-        left = itertools.chain([item], items)
-        yield from joblib.Parallel(workers, return_as="generator")(joblib.delayed(function)(each) for each in left)
+        yield from joblib.Parallel(workers, return_as="generator")(joblib.delayed(function)(item) for item in left)
