@@ -504,8 +504,6 @@ class Sources:
         with builder.locked(tree.parent):  # other processes of the job, or of a sweep, wait for the first
             if not tree.exists():
                 logging.info("making up the phantom of %s, in the layout of the real one: %s", dataset, tree)
-                if "workers" in inspect.signature(module.phantom).parameters:
-                    options = {"workers": len(os.sched_getaffinity(0))} | options
                 with naming_file(tree), whole_folder(tree) as incomplete:
                     module.phantom(incomplete, **options)
         return tree

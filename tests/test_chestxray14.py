@@ -247,7 +247,7 @@ def test_wrong_age_is_an_error():
 
 
 def test_phantom_is_deterministic_and_takes_known_options(phantoms, tmp_path):
-    chestxray14.phantom(tmp_path / "again", **SIZES, workers=2)
+    chestxray14.phantom(tmp_path / "again", **SIZES)
     for path in sorted((tmp_path / "again").rglob("*.*")):
         original = phantoms / "new" / "chestxray14" / path.relative_to(tmp_path / "again")
         assert path.read_bytes() == original.read_bytes()

@@ -348,7 +348,7 @@ def config_of(task, **changes):
         "steps": 2,
         "evaluate_every": 2,
         "resamples": 10,
-        "phantom": {"medmnist": {"train": 24, "validation": 10, "test": 6, "workers": 1}},
+        "phantom": {"medmnist": {"train": 24, "validation": 10, "test": 6}},
         "backbone": {
             "name": "resnet",
             "mean": [0.4],

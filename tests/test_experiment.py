@@ -200,7 +200,7 @@ def test_balanced_weights_of_exclusive_classes_give_every_class_the_same_sum():
 
 GIVEN = {
     "steps": 10,
-    "phantom": {"medmnist": {"train": 24, "validation": 10, "test": 6, "workers": 1}},
+    "phantom": {"medmnist": {"train": 24, "validation": 10, "test": 6}},
     "backbone": {"name": "resnet", "options": {"variant": "18", "depths": (1, 1), "width": 0.1}},
     "streams": {
         "pneumonia": {

@@ -657,8 +657,8 @@ def test_phantoms_name_what_they_can_do(tmp_path, name, option):
         catalog.load("datasets", name).phantom(tmp_path, **{option: ("X01",) if option == "pairs" else "newest"})
 
 
-def test_phantoms_do_not_depend_on_workers_or_number(tmp_path, trees):
-    drive.phantom(tmp_path, seed=SEED, images=2, size=64, workers=3)
+def test_phantoms_do_not_depend_on_their_number(tmp_path, trees):
+    drive.phantom(tmp_path, seed=SEED, images=2, size=64)
     for path in tmp_path.rglob("*.*"):
         assert path.read_bytes() == (trees("drive") / "drive" / path.relative_to(tmp_path)).read_bytes()
 

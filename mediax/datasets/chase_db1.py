@@ -95,7 +95,6 @@ def phantom(
     seed: int = 0,
     children: int | None = None,
     size: int = 160,
-    workers: int = 1,
     difficulty: float = 0.0,
     first_reader_error: float = 0.0,
 ) -> None:
@@ -105,12 +104,11 @@ def phantom(
       root: the dataset's own raw folder, `<manual_dir>/chase_db1`.
       children: how many, evenly spread; None is all 14.
       size: height of the images in pixels; 960 in the dataset.
-      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     keys = [f"{number:02d}{side}" for number in photographs.spread(range(1, 15), children) for side in "LR"]
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys)
     for key, photograph in zip(keys, drawn):
         number = photographs.seed_of(seed, key)
         first = fundus.first_reader(photograph.masks, number, first_reader_error)

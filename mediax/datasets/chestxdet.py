@@ -263,7 +263,6 @@ def phantom(
     folders: tuple[str, str] = ("train_data", "test_data"),
     prevalence: Mapping[str, float] | None = None,
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as ChestX-Det is.
 
@@ -276,13 +275,12 @@ def phantom(
       folders: of the images of train and test.
       prevalence: how often findings occur, where not as in `chest.PREVALENCE`.
       size: side of the images in pixels; 1024 in the real set, whose pixels the annotations speak of in any case.
-      workers: processes; the result does not depend on their number.
     """
     if release not in TABLES:
         raise InputError(f"chestxdet: release={release!r}: {catalog.suggestion(release, TABLES)}")
     drawn = list(phantom_images(seed, {"train": train, "test": test}, size, prevalence))
     tables: dict[str, list] = {split: [] for split in SPLITS}
-    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn, workers)):
+    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn)):
         path = Path(root) / folders[SPLITS.index(image.split)] / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(images.encode(images.to_uint8(radiograph.image[..., None])))

@@ -345,7 +345,6 @@ def phantom(
     release: Literal["v2020", "v2017"] = "v2020",
     layout: Literal["images", "kaggle"] = "images",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as ChestX-ray14 is, oddities included.
 
@@ -357,7 +356,6 @@ def phantom(
       release: the table of 2020 or the first one, with a comma after each line and ages as `058Y`.
       layout: all images in one folder, or in folders of ten as Kaggle's are of ten thousand.
       size: side of the images in pixels; 1024 in the real set. The table's sizes are those of larger detectors.
-      workers: processes; the result does not depend on their number.
     """
     for option, value, valid in (("release", release, ("v2020", "v2017")), ("layout", layout, ("images", "kaggle"))):
         if value not in valid:
@@ -365,7 +363,7 @@ def phantom(
     root = Path(root)
     drawn = list(phantom_images(seed, patients, test_patients, size))
     entries, boxes = [], []
-    for number, (image, radiograph) in enumerate(zip(drawn, pool.in_order(lambda i: i.draw(), drawn, workers))):
+    for number, (image, radiograph) in enumerate(zip(drawn, pool.in_order(lambda i: i.draw(), drawn))):
         folder = root / ("images" if layout == "images" else f"images_{number // 10 + 1:03d}/images")
         folder.mkdir(parents=True, exist_ok=True)
         pixels = cv2.resize(images.to_uint8(radiograph.image), (size, size), interpolation=cv2.INTER_LINEAR)

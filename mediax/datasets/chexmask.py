@@ -505,7 +505,6 @@ def phantom(
     packed: bool = False,
     size: int = 128,
     positioning: float = 1.0,
-    workers: int = 1,
 ) -> None:
     """Writes CheXmask's tables under `root`, and generated images of the sources beside it, each in its own layout.
 
@@ -523,7 +522,7 @@ def phantom(
         if name not in SOURCES:
             raise InputError(f"chexmask: sources={name!r}: {catalog.suggestion(name, SOURCES)}")
         draw = functools.partial(phantom_radiograph, seed, name, size=size, positioning=positioning)
-        drawn = list(pool.in_order(draw, range(count), workers))
+        drawn = list(pool.in_order(draw, range(count)))
         ids = [phantom_name(name, number, count) for number in range(count)]
         paths = [phantom_path(root.parent / name, name, number, count) for number in range(count)]
         for path, radiograph in zip(paths, drawn):

@@ -345,7 +345,6 @@ def phantom(
     test_patients: int = 12,
     release: str | Sequence[str] = ("small", "test"),
     size: int = 160,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as CheXpert is, oddities included.
 
@@ -356,7 +355,6 @@ def phantom(
       patients, valid_patients, test_patients: how many there are in each split, about 2.7, 1.3 and 1.3 images each.
       release: "small", "full" (one folder), "full_batches" (four folders), "test" (with CheXlocalize), or several.
       size: short side of the images in pixels; about 320 in the small release.
-      workers: processes; the result does not depend on their number.
     """
     counts = {"train": patients, "valid": valid_patients, "test": test_patients}
     for name in (release,) if isinstance(release, str) else release:
@@ -365,7 +363,7 @@ def phantom(
         for split, (folders, table, prefix) in PHANTOM_LAYOUTS[name].items():
             drawn = [image for rank in range(counts[split]) for image in phantom_patient(seed, split, rank)]
             shape = (round(size * 390 / 320), size)
-            radiographs = pool.in_order(lambda image, shape=shape: image.draw(size=shape), drawn, workers)
+            radiographs = pool.in_order(lambda image, shape=shape: image.draw(size=shape), drawn)
             for image, radiograph in zip(drawn, radiographs):
                 path = Path(root) / folders[image.rank * len(folders) // counts[split]] / image.path
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def read(record: Mapping[str, Any], *, reader: Literal[1, 2] = 1) -> dict[str, A
 POINTS = 36  # of each contour that the phantom writes
 
 
-def phantom(root: Path, *, seed: int = 0, images: int | None = 16, size: int = 160, workers: int = 1) -> None:
+def phantom(root: Path, *, seed: int = 0, images: int | None = 16, size: int = 160) -> None:
     """Writes generated photographs under `root`, laid out as DRIONS-DB is; image_101.jpg is there and one pixel
     narrower.
 
@@ -135,10 +135,9 @@ def phantom(root: Path, *, seed: int = 0, images: int | None = 16, size: int = 1
       root: the dataset's own raw folder, `<manual_dir>/drions_db`.
       images: how many of each customary split, evenly spread; None is all, 60 and 50.
       size: height of the images in pixels; 400 in the dataset.
-      workers: processes; the result does not depend on their number.
     """
     keys = sorted({*photographs.spread(TRAIN, images), *photographs.spread(TEST, images), "101"})
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys)
     for key, photograph in zip(keys, drawn):
         photographs.write(Path(root) / "images" / f"image_{key}.jpg", photograph.image)
         second = fundus.second_reader(photograph.masks, photographs.seed_of(seed, key))

@@ -226,7 +226,6 @@ def phantom(
     images: int | None = 16,
     release: Literal["current", "old"] = "old",
     size: int = 160,
-    workers: int = 1,
 ) -> None:
     """Writes generated photographs under `root`, laid out as DRISHTI-GS1 is; about two of three eyes have glaucoma.
 
@@ -235,12 +234,11 @@ def phantom(
       images: how many of each official split, evenly spread; None is all, 50 and 51.
       release: "old" is the archive with the table of diagnoses, "current" the folders GLAUCOMA and NORMAL.
       size: height of the images in pixels, about; 1749 to 1845 in the dataset.
-      workers: processes; the result does not depend on their number.
     """
     if release not in PHANTOM_FOLDERS:
         raise InputError(f"drishti_gs: release={release!r}: {catalog.suggestion(release, PHANTOM_FOLDERS)}")
     keys = photographs.spread(TRAIN, images) + photographs.spread(TEST, images)
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size), keys)
     for key, photograph in zip(keys, drawn):
         name = f"drishtiGS_{key[-3:]}"
         folder = Path(root) / PHANTOM_FOLDERS[release][key in TEST]

@@ -94,7 +94,6 @@ def phantom(
     images: int | None = 12,
     release: Literal["current", "old"] = "old",
     size: int = 146,
-    workers: int = 1,
     difficulty: float = 0.0,
     first_reader_error: float = 0.0,
 ) -> None:
@@ -105,14 +104,13 @@ def phantom(
       images: how many of each official split, evenly spread; None is all 20.
       release: "old" has masks of the test images, "current" has none.
       size: height of the images in pixels; 584 in the dataset.
-      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     if release not in PHANTOM_RELEASES:
         raise InputError(f"drive: release={release!r}: {catalog.suggestion(release, PHANTOM_RELEASES)}")
     keys = photographs.spread(TRAIN, images) + photographs.spread(TEST, images)
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys)
     for key, photograph in zip(keys, drawn):
         split = "training" if key in TRAIN else "test"
         folder, name, number = Path(root) / split, f"{key}_{split}", photographs.seed_of(seed, key)

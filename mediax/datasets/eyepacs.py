@@ -226,7 +226,6 @@ def phantom(
     size: int = 128,
     solution: bool = True,
     corrupt: int = 0,
-    workers: int = 1,
 ) -> None:
     """Writes generated photographs of both eyes under `root`, laid out as the competition's files are.
 
@@ -239,7 +238,6 @@ def phantom(
       size: short side of the images in pixels.
       solution: whether the test labels are there.
       corrupt: how many training files are cut off in the middle, from the first one on.
-      workers: processes; the result does not depend on their number.
     """
     if layout not in PHANTOM_LAYOUTS:
         raise InputError(f"eyepacs: layout={layout!r}: {catalog.suggestion(layout, PHANTOM_LAYOUTS)}")
@@ -250,7 +248,7 @@ def phantom(
         place = Path(root) / top / folder
         place.mkdir(parents=True, exist_ok=True)
         eyes = [(number, side) for number in of_split for side in ("left", "right")]
-        drawn = pool.in_order(lambda eye: phantom_eye(seed, *eye, size=size), eyes, workers)
+        drawn = pool.in_order(lambda eye: phantom_eye(seed, *eye, size=size), eyes)
         lines = []
         for index, ((number, side), photograph) in enumerate(zip(eyes, drawn)):
             black = split == "train" and (number, side) == (numbers["train"][-1], "right")

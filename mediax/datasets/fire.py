@@ -163,22 +163,19 @@ SHARING = {"S02": "S01"}  # pairs whose reference is that of another pair
 SHIFT = 40.0  # pixels by which the points of a wrong pair are off, in an image of 2912
 
 
-def phantom(
-    root: Path, *, seed: int = 0, pairs: tuple[str, ...] = PHANTOM_PAIRS, size: int = 160, workers: int = 1
-) -> None:
+def phantom(root: Path, *, seed: int = 0, pairs: tuple[str, ...] = PHANTOM_PAIRS, size: int = 160) -> None:
     """Writes generated pairs under `root`, laid out as FIRE is: P37 has wrong points, S02 shares a photograph with S01.
 
     Args:
       root: the dataset's own raw folder, `<manual_dir>/fire`.
       pairs: their names; the first letter is the category.
       size: side of the images in pixels; 2912 in the dataset.
-      workers: processes; the result does not depend on their number.
     """
     for name in pairs:
         if name[0] not in fundus.CATEGORIES:
             raise InputError(f"fire: pair {name!r}: {catalog.suggestion(name[0], fundus.CATEGORIES)}")
     folder = Path(root) / "FIRE"
-    for name, drawn in zip(pairs, pool.in_order(lambda name: phantom_pair(seed, name, size), pairs, workers)):
+    for name, drawn in zip(pairs, pool.in_order(lambda name: phantom_pair(seed, name, size), pairs)):
         points = np.concatenate([drawn.reference_points, drawn.moving_points], axis=1)
         if name in WRONG:
             points[:, 2:] = np.clip(points[:, 2:] + SHIFT * size / 2912, 0, size)

@@ -96,7 +96,6 @@ def phantom(
     images: int | None = 24,
     layout: Literal["all", "groups"] = "all",
     size: int = 128,
-    workers: int = 1,
     difficulty: float = 0.0,
     first_reader_error: float = 0.0,
 ) -> None:
@@ -107,14 +106,13 @@ def phantom(
       images: how many in all, evenly spread; None is all 45.
       layout: "all" is that of all.zip, "groups" that of the archives of single groups, without fields of view.
       size: height of the images in pixels; 2336 in the dataset.
-      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of `fundus.second_reader`; 0 is exact.
     """
     if layout not in PHANTOM_LAYOUTS:
         raise InputError(f"hrf: layout={layout!r}: {catalog.suggestion(layout, PHANTOM_LAYOUTS)}")
     keys = photographs.spread(NAMES, images)
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys)
     for key, photograph in zip(keys, drawn):
         group = key.split("_")[1]
         pictures, masks = ("images", "manual1")

@@ -194,9 +194,7 @@ def read(example: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def phantom(
-    root: Path, *, seed: int = 0, train: int = 160, validation: int = 32, test: int = 48, workers: int = 2
-) -> None:
+def phantom(root: Path, *, seed: int = 0, train: int = 160, validation: int = 32, test: int = 48) -> None:
     """Writes a `pneumoniamnist.npz` under `root` from generated radiographs: consolidation stands for pneumonia."""
     arrays = {}
     for number, (key, count) in enumerate({"train": train, "val": validation, "test": test}.items()):
@@ -204,7 +202,7 @@ def phantom(
         # As in the original, about three images in four show pneumonia; both labels occur from the second image on.
         labels = np.append(np.array([1, 0]), rng.random(max(0, count - 2)) < 0.74)[:count].astype(np.uint8)
         seeds = rng.integers(2**31, size=count)
-        drawn = pool.in_order(lambda job: phantom_image(*job), zip(seeds, labels), workers)
+        drawn = pool.in_order(lambda job: phantom_image(*job), zip(seeds, labels))
         arrays |= {f"{key}_images": np.stack(list(drawn)), f"{key}_labels": labels[:, None]}
     Path(root).mkdir(parents=True, exist_ok=True)
     np.savez_compressed(Path(root) / "pneumoniamnist.npz", **arrays)

@@ -306,7 +306,6 @@ def phantom(
     layout: Literal["bare", "wget"] = "bare",
     gzipped: bool = True,
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as MIMIC-CXR-JPG is, oddities included.
 
@@ -320,7 +319,6 @@ def phantom(
       layout: the bare folder, or below physionet.org/ as wget leaves it.
       gzipped: whether the tables are.
       size: longer side of the images in pixels; about 3,000 in the real set.
-      workers: processes; the result does not depend on their number.
     """
     for option, value, valid in (("release", release, ("2.0.0", "2.1.0")), ("layout", layout, PHANTOM_FOLDERS)):
         if value not in valid:
@@ -333,7 +331,7 @@ def phantom(
         for number, (split, rank) in enumerate(people)
         for image in phantom_patient(seed, number, split, rank, size)
     ]
-    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn, workers)):
+    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn)):
         path = image_path(folder, image.line)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(images.encode(images.to_uint8(radiograph.image[..., None]), "jpeg95"))

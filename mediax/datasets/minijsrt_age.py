@@ -99,7 +99,6 @@ def phantom(
     test: int = 10,
     release: str = "rgb",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as XPAge01 is; ages are whole years from 20 to 88.
 
@@ -110,7 +109,6 @@ def phantom(
       train, test: how many images there are.
       release: a layout of `minijsrt.RELEASES`; "rgb" is what is distributed.
       size: side of the images in pixels.
-      workers: processes; the result does not depend on their number.
     """
     archive, colour = minijsrt.phantom_folder(root, "XPAge01", release)
     folder = archive / "XP"
@@ -121,7 +119,7 @@ def phantom(
         minijsrt.write(path, images.to_uint8(radiograph.image), colour=colour)
         return {"filenames": path.name, "age": round(radiograph.age)}
 
-    lines = list(pool.in_order(write, range(train + test), workers))
+    lines = list(pool.in_order(write, range(train + test)))
     builder.write_table(folder / TABLES["train"], ("filenames", "age"), lines[:train])
     builder.write_table(folder / TABLES["test"], ("filenames", "age"), lines[train:])
 

@@ -153,7 +153,6 @@ def phantom(
     layout: Literal["folders", "names", "flat"] = "folders",
     release: str = "grey",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`; every second one of the test images is mirrored, heart on the right.
 
@@ -163,7 +162,6 @@ def phantom(
       layout: one of LAYOUTS, for the archive's own is not known.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels.
-      workers: processes; the result does not depend on their number.
     """
     if layout not in LAYOUTS:
         raise InputError(f"minijsrt_anomaly: layout={layout!r}: {catalog.suggestion(layout, LAYOUTS)}")
@@ -175,4 +173,4 @@ def phantom(
         path = folder / LAYOUTS[layout][kind].format(minijsrt.jsrt_code(number))
         minijsrt.write(path, pixels[:, ::-1] if kind == "anomaly" else pixels, colour=colour)
 
-    list(pool.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test)))

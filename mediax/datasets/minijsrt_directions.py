@@ -79,7 +79,6 @@ def phantom(
     test: int = 2,
     release: str = "grey",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as Directions01 is: each one in four orientations.
 
@@ -88,7 +87,6 @@ def phantom(
       train, test: how many radiographs there are, a quarter of the images.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 128 in the archive.
-      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Directions01", release)
 
@@ -99,7 +97,7 @@ def phantom(
         for direction, turns in QUARTER_TURNS.items():
             minijsrt.write(folder / split / direction / f"{name}.png", np.rot90(pixels, turns), colour=colour)
 
-    list(pool.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test)))
     for split, first, count in (("train", 0, train), ("test", 1, test)):
         names = [f"{direction}/{first + number}.png" for direction in FOLDERS for number in range(count)]
         (folder / f"list_{split}.txt").write_text("\n".join(names) + "\n")

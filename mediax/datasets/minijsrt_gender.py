@@ -71,7 +71,6 @@ def phantom(
     test: int = 10,
     release: str = "grey",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as Gender01 is; women and men take turns.
 
@@ -80,7 +79,6 @@ def phantom(
       train, test: how many images there are.
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 256 in the archive.
-      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Gender01", release)
 
@@ -90,4 +88,4 @@ def phantom(
         path = folder / ("train" if number < train else "test") / name / f"{minijsrt.jsrt_code(number)}.png"
         minijsrt.write(path, images.to_uint8(radiograph.image), colour=colour)
 
-    list(pool.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test)))

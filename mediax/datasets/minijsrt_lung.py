@@ -77,7 +77,6 @@ def phantom(
     release: str = "grey",
     size: int = 128,
     label_size: int | None = None,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs and their lungs under `root`, laid out as Segmentation01 is.
 
@@ -87,7 +86,6 @@ def phantom(
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels; 256 in the archive.
       label_size: side of the masks, by default that of the images.
-      workers: processes; the result does not depend on their number.
     """
     folder, colour = minijsrt.phantom_folder(root, "Segmentation01", release)
 
@@ -99,4 +97,4 @@ def phantom(
         label = images.Fit(size, size, label_size).image(lungs, nearest=True)[..., 0] * np.uint8(255)
         minijsrt.write(folder / split / "label" / name, label)
 
-    list(pool.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test)))

@@ -95,7 +95,6 @@ def phantom(
     release: str = "grey",
     size: int = 128,
     label_size: int | None = None,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs and their organs under `root`, laid out as segmentation02 is.
 
@@ -105,7 +104,6 @@ def phantom(
       release: a layout of `minijsrt.RELEASES`.
       size: side of the images in pixels.
       label_size: side of the label pictures, by default that of the images.
-      workers: processes; the result does not depend on their number.
     """
     archive, colour = minijsrt.phantom_folder(root, "segmentation02", release)
     folder = archive / "segmentation"
@@ -120,7 +118,7 @@ def phantom(
             minijsrt.write(folder / f"org{copy}" / f"{name}.bmp", pixels, colour=colour)
             minijsrt.write(folder / f"label{copy}" / f"{name}_label.png", label)
 
-    list(pool.in_order(write, range(train + test), workers))
+    list(pool.in_order(write, range(train + test)))
     (folder / "result").mkdir()
 
 

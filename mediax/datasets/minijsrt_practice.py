@@ -98,9 +98,7 @@ def read(record: Mapping[str, Any]) -> dict[str, Any]:
     return example
 
 
-def phantom(
-    root: Path, *, seed: int = 0, count: int = 10, release: str = "grey", size: int = 192, workers: int = 1
-) -> None:
+def phantom(root: Path, *, seed: int = 0, count: int = 10, release: str = "grey", size: int = 192) -> None:
     """Writes generated radiographs under `root` in the three formats, laid out as the two Practice archives are.
 
     Args:
@@ -108,7 +106,6 @@ def phantom(
       count: how many radiographs there are, each in every format.
       release: a layout of `minijsrt.RELEASES`, of both archives.
       size: side of the images in pixels.
-      workers: processes; the result does not depend on their number.
     """
     pictures, colour = minijsrt.phantom_folder(root, "Practice_PNGandJPG", release)
     scans = minijsrt.phantom_folder(root, "Practice_DICOM", release)[0] / "chestimages_DICOM"
@@ -121,4 +118,4 @@ def phantom(
         for folder, suffix in (("chestimage_PNG", "png"), ("chestimage_JPG", "jpg")):
             minijsrt.write(pictures / folder / f"{name}.{suffix}", images.to_uint8(radiograph.image), colour=colour)
 
-    list(pool.in_order(write, range(count), workers))
+    list(pool.in_order(write, range(count)))

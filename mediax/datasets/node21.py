@@ -186,7 +186,6 @@ def phantom(
     release: Literal["full", "corrected", "first"] = "full",
     index: bool = True,
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes `count` generated radiographs under `root`, laid out as NODE21 is: every other one with nodules.
 
@@ -201,7 +200,7 @@ def phantom(
     place, with_negatives = PHANTOM_LAYOUTS[release]
     draw = functools.partial(phantom_radiograph, seed, size=size)
     lines = []
-    for number, radiograph in enumerate(pool.in_order(draw, range(count), workers)):
+    for number, radiograph in enumerate(pool.in_order(draw, range(count))):
         boxes = [box[1:] for box in radiograph.boxes if box[0] == "Nodule"]
         name = f"{'n' if boxes else 'c'}{number:04d}.mha"
         if not boxes and not with_negatives:

@@ -177,7 +177,6 @@ def phantom(
     test_count: int = 8,
     release: Literal["stage1", "stage2"] = "stage2",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as the challenge's: every other one with pneumothorax.
 
@@ -197,7 +196,7 @@ def phantom(
     lines = [header]
     for split, images_in_split in (("train", count + 2), ("test", test_count)):
         draw = functools.partial(phantom_radiograph, seed, split, size=size)
-        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split), workers)):
+        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split))):
             path = phantom_path(root, split, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = images.to_uint8(radiograph.image[..., None])

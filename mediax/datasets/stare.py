@@ -94,7 +94,6 @@ def phantom(
     images: int | None = None,
     zipped: bool = True,
     size: int = 151,
-    workers: int = 1,
     difficulty: float = 0.0,
     first_reader_error: float = 0.0,
 ) -> None:
@@ -105,13 +104,12 @@ def phantom(
       images: how many, evenly spread; None is all 20.
       zipped: False writes the files as they are after gunzip.
       size: height of the images in pixels; 605 in the dataset.
-      workers: processes; the result does not depend on their number.
       difficulty: 0 to 1, of the photographs: thin vessels lose contrast, noise, blur and uneven light are added.
       first_reader_error: 0 to 1, how far the first reader errs as a share of how far the second one does; 0 is exact.
     """
     keys = photographs.spread(IMAGES, images)
     ending = "ppm.gz" if zipped else "ppm"
-    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys, workers)
+    drawn = pool.in_order(lambda key: phantom_photograph(seed, key, size, difficulty), keys)
     for key, photograph in zip(keys, drawn):
         number = photographs.seed_of(seed, key)
         first = fundus.first_reader(photograph.masks, number, first_reader_error)

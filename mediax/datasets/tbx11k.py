@@ -300,7 +300,6 @@ def phantom(
     val: int = 8,
     layout: Literal["json", "xml"] = "json",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as TBX11K is, oddities included.
 
@@ -310,14 +309,13 @@ def phantom(
         healthy, a quarter sick, a quarter tuberculous.
       layout: "json" is the whole distribution; "xml" leaves the COCO files out.
       size: side of the images in pixels; 512 in the real set, which the annotations keep speaking of.
-      workers: processes; the result does not depend on their number.
     """
     if layout not in ("json", "xml"):
         raise InputError(f"tbx11k: layout={layout!r}: {catalog.suggestion(layout, ('json', 'xml'))}")
     root = Path(root) / "TBX11K"
     drawn = list(phantom_images(seed, {"train": train, "val": val}, size))
     boxes = {}
-    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn, workers)):
+    for image, radiograph in zip(drawn, pool.in_order(lambda image: image.draw(), drawn)):
         path = root / "imgs" / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.to_uint8(radiograph.image)).convert("RGB").save(path)

@@ -470,7 +470,6 @@ def phantom(
     test_count: int = 8,
     release: Literal["kaggle", "physionet"] = "kaggle",
     size: int = 128,
-    workers: int = 1,
 ) -> None:
     """Writes generated radiographs under `root`, laid out as either release is.
 
@@ -487,7 +486,7 @@ def phantom(
     for split, images_in_split in (("train", count), ("test", test_count)):
         draw = functools.partial(phantom_radiograph, seed, split, size=size)
         boxes, labels = [], []
-        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split), workers)):
+        for number, radiograph in enumerate(pool.in_order(draw, range(images_in_split))):
             name = phantom_id(seed, split, number)
             write_dicom(root / split / f"{name}.dicom", radiograph, number)
             readings = phantom_readings(np.random.default_rng([seed, number, 1]), radiograph, release, split)
