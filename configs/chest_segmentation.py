@@ -18,8 +18,9 @@ DATASETS = {
     "siim_acr": {"build": {"size": 512}, "protocol": "siim_acr/dice", "threshold": "dice"},
     "chestxdet": {"build": {"size": 512}, "protocol": "chestxdet/segmentation", "threshold": "dice"},
 }
+# CheXmask's patients stand so differently that the mean anatomy is no answer.
 PHANTOMS = {
-    "chexmask": {"count": 240, "size": 128, "positioning": 1.0},
+    "chexmask": {"count": 240, "size": 128, "positioning": 5.0},
     "siim_acr": {"count": 240, "test_count": 60, "size": 128},
     "chestxdet": {"train": 300, "test": 60, "size": 128},
 }
@@ -101,9 +102,9 @@ def _phantom(config: ConfigDict, name: str) -> ConfigDict:
     stream.build.size = PHANTOMS[name]["size"]
     stream.batch_size = 8
     stream.transform = ({"name": "random_affine", "rotate": 5, "translate": 0.04, "scale": 0.05, "probability": 0.9},)
-    config.steps = 400
+    config.steps = 600
     config.log_every = 10
-    config.evaluate_every = config.checkpoint_every = 100
+    config.evaluate_every = config.checkpoint_every = 150
     config.optimizer = {"name": "adamw", "peak": 3e-3, "warmup_steps": 20, "weight_decay": 0.01}
     config.precision = "float32"
     config.workers = 0
