@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,18 +60,20 @@ def our_step(kind: str, shape: tuple[int, ...]) -> Callable[[], object]:
     definition, params, rest = nnx.split(builders.get(kind, dict)(), nnx.Param, ...)
     x = jax.random.normal(jax.random.key(1), shape)
 
-    def step(params, x):
-        y, pullback = jax.vjp(lambda params, x: call(nnx.merge(definition, params, rest, copy=True), x), params, x)
-        return y, pullback(y)
+    def forward(params, x):
+        return call(nnx.merge(definition, params, rest, copy=True), x)
 
-    compiled = jax.jit(step).lower(params, x).compile()
-    return lambda: jax.block_until_ready(compiled(params, x))
+    def step(params, x, slope):
+        y, pullback = jax.vjp(forward, params, x)
+        return y, pullback(slope)
+
+    slope = jax.random.normal(jax.random.key(2), jax.eval_shape(forward, params, x).shape)
+    compiled = jax.jit(step).lower(params, x, slope).compile()
+    return lambda: jax.block_until_ready(compiled(params, x, slope))
 
 
 def torch_step(kind: str, shape: tuple[int, ...]) -> Callable[[], object]:
     """The same with PyTorch, whose convolutions and BatchNorm see [batch, channels, height, width], channels last."""
-    import os
-
     import torch
     from torch import nn
 
@@ -88,11 +91,10 @@ def torch_step(kind: str, shape: tuple[int, ...]) -> Callable[[], object]:
     x = torch.randn(shape)
     if kind in ("convolution", "depthwise", "batch_norm"):
         layer, x = layer.to(memory_format=torch.channels_last), x.permute(0, 3, 1, 2)
-    inputs = [x.requires_grad_(), *layer.parameters()]
+    inputs, slope = [x.requires_grad_(), *layer.parameters()], torch.randn_like(layer(x))
 
     def step() -> None:
-        y = layer(x)
-        torch.autograd.grad(y, inputs, y.detach())
+        torch.autograd.grad(layer(x), inputs, slope)
 
     return step
 

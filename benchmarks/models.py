@@ -32,15 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "references")]  # torch's interp
 
 from mediax import memory  # noqa: E402
 
-# Measured apart, forward and backward, ours beside torch: a stage of ResNet-50 at 56x56 takes 2.0 times torch's time,
-# at 28x28 1.7, at 14x14 1.3, at 7x7 0.95 (two threads); with one thread LayerNorm 1.5, GELU 1.4, softmax 1.8, 3x3
-# depthwise convolution 1.8, BatchNorm 1.6 times.
-CONVOLUTION = (
-    "dense convolutions of large maps: XLA's come from Eigen, torch's from oneDNN (a stage of ResNet-50 at 56x56 takes "
-    "2.0 times torch's time, at 14x14 1.3, at 7x7 0.95)"
-)
-DEPTHWISE = "depthwise convolution (1.8 times torch's time) and BatchNorm (1.6 times) are loops of XLA's own"
-POINTWISE = "LayerNorm (1.5 times torch's time), GELU (1.4 times) and softmax (1.8 times) are loops of XLA's own"
+# benchmarks/layers.py measures each of these layers beside torch's.
+CONVOLUTION = "dense convolutions, of large maps above all: XLA's come from Eigen, torch's from oneDNN"
+DEPTHWISE = "depthwise convolution (its kernel's gradient) and BatchNorm are loops of XLA's own"
+POINTWISE = "LayerNorm and softmax are loops of XLA's own"
 
 
 @dataclasses.dataclass(frozen=True)

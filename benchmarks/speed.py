@@ -3,8 +3,8 @@
     python benchmarks/speed.py [--torch-python PATH] [--internimage CHECKOUT] [--dino CHECKOUT] [--repeats 5]
                                [--threads 2] [--out docs/speed.md]
 
-Runs benchmarks/models.py and benchmarks/networks.py, which say what is measured and what PATH and the CHECKOUTs are.
-Linux only. Other load on the machine makes the times meaningless.
+Runs benchmarks/models.py, benchmarks/networks.py and benchmarks/layers.py, which say what is measured and what PATH and
+the CHECKOUTs are. Linux only. Other load on the machine makes the times meaningless.
 """
 
 import argparse
@@ -21,6 +21,7 @@ Best wall milliseconds of a training step (forward and backward, f32, a CPU), an
 what was resident before it: activations, gradients and workspace. A ratio above 1 is slower, or larger, than PyTorch;
 the reason is given where a step is slower. Each network runs in a process of its own. On accelerators none of the
 reasons holds: they are about the loops and the convolutions of XLA's CPU backend."""
+LAYERS = "The layers that the reasons name: best wall milliseconds of forward and backward."
 
 
 def tables(benchmark: str, options: list[str]) -> str:
@@ -73,6 +74,8 @@ def main() -> None:
         checkout = getattr(arguments, option)
         table = tables(benchmark, shared + ([f"--{option}", checkout] if checkout else []))
         parts += [f"## {title}", table.strip()]
+    layers = tables("layers.py", ["--torch-python", arguments.torch_python, "--threads", str(arguments.threads)])
+    parts += ["## Single layers", LAYERS, layers.strip()]
     arguments.out.write_text("\n\n".join(parts) + "\n")
 
 
