@@ -33,6 +33,8 @@ LEGEND = (
     "Bold: the best of its row. Unmarked: worse than the best by more than chance.",
     "≈ cannot be told apart from the best: the 95 % interval of the difference, from a bootstrap that draws the same "
     "patients for both, contains zero. Of several seeds the mean is compared.",
+    "p is two-sided, from the same draws of the difference: twice the share on the rarer side of zero, draws at zero "
+    "counted on both sides, with one added to count and total so that it is never zero.",
     "(≈) the same by a weaker rule, since the predictions of both on the same cases are not there: the two intervals "
     "overlap.",
     "? nothing to tell it by: no interval.",
@@ -116,6 +118,7 @@ class Difference(NamedTuple):
     value: float
     low: float
     high: float
+    p_value: float  # two-sided; NaN without a paired interval
     basis: str
     mark: str
 
@@ -383,17 +386,20 @@ def difference(entry: Entry, other: Entry) -> Difference:
     if draws is not None:
         count = len(entry.scored)
         group = entry.scored[0].arrays["group"]
-        found = metrics.with_interval("", value, draws[:count].mean(0) - draws[count:].mean(0), group, "")
+        drawn = draws[:count].mean(0) - draws[count:].mean(0)
+        found = metrics.with_interval("", value, drawn, group, "")
         basis = f"paired bootstrap, {len(np.unique(group)):,} patients"
         if not _same_targets([*entry.scored, *other.scored]):
             basis += "; the truths differ (image size, label policy)"
-        mark = "?" if math.isnan(found.low) else "≈" if found.low <= 0 <= found.high else ""
-        return Difference(value, found.low, found.high, basis, mark)
+        if math.isnan(found.low):
+            return Difference(value, math.nan, math.nan, math.nan, basis, "?")
+        mark = "≈" if found.low <= 0 <= found.high else ""
+        return Difference(value, found.low, found.high, metrics.two_sided_p_value(drawn), basis, mark)
     (low, high), (other_low, other_high) = entry.interval, other.interval
     if any(map(math.isnan, (low, high, other_low, other_high))):
-        return Difference(value, math.nan, math.nan, "no interval", "?")
+        return Difference(value, math.nan, math.nan, math.nan, "no interval", "?")
     mark = "(≈)" if low <= other_high and other_low <= high else ""
-    return Difference(value, math.nan, math.nan, "overlap of intervals", mark)
+    return Difference(value, math.nan, math.nan, math.nan, "overlap of intervals", mark)
 
 
 def _paired_draws(scored: Sequence[Scored]) -> np.ndarray | None:
@@ -504,13 +510,16 @@ def _cell(entry: Entry | None, winner: Entry | None) -> Cell:
 
 def _differences(row: Row) -> Table:
     winner, *others = ranked(row.entries)
-    rows: list[list[Cell | str]] = [[Cell(winner.label, True), Cell(_shown(winner.value), True), "the best", "", ""]]
+    first = [Cell(winner.label, True), Cell(_shown(winner.value), True), "the best", "", "", ""]
+    rows: list[list[Cell | str]] = [first]
     for entry in others:
         found = difference(entry, winner)
         interval = "" if math.isnan(found.low) else f"{found.low:+.3f} to {found.high:+.3f}"
         value = f"{found.value:+.3f} {found.mark}".strip()
-        rows.append([entry.label, _shown(entry.value), value, interval, found.basis])
-    return Table(["model", "value", "difference from the best", "95 % interval", "judged by"], rows, left=True)
+        p_value = "" if math.isnan(found.p_value) else f"{found.p_value:.3g}"
+        rows.append([entry.label, _shown(entry.value), value, interval, p_value, found.basis])
+    header = ["model", "value", "difference from the best", "95 % interval", "p", "judged by"]
+    return Table(header, rows, left=True)
 
 
 def _curves(group: Group, row: Row, out: Path, name: str) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,7 +45,6 @@ class Metric:
     high: float
     n: int  # known rows that entered
     note: str = ""
-    p_value: float | None = None  # paired differences only
     trivial: float | None = None  # the same figure of a predictor that never looks at an image
     reader: float | None = None  # the same figure of another reader of the same images
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)  # f64[R] its value in each resample
@@ -108,65 +107,6 @@ def classification(
     if exclusive:
         results += _overall(split, resamples, seed)
     return results
-
-
-def paired_difference(
-    scores_a: ArrayLike,
-    scores_b: ArrayLike,
-    labels: ArrayLike,
-    groups: Sequence | None,
-    metric: str = "auroc",
-    *,
-    classes: Sequence[str] | None = None,
-    exclusive: bool = False,
-    thresholds_a: ArrayLike | None = None,
-    thresholds_b: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    valid: ArrayLike | None = None,
-) -> Metric:
-    """Returns run a minus run b on the same rows, from a bootstrap that gives both runs the same draws of patients.
-
-    A metric of `PER_CLASS` is compared by its macro mean over the classes that are defined; one of `OVERALL` needs
-    one-hot labels. `p_value` is two-sided: twice the share of draws on the rarer side of zero, draws at zero counted on
-    both sides, with one added to count and total so that it is never zero (Davison and Hinkley 1997); it is None where
-    there is no interval. A positive difference favours run a, except for the Brier and calibration errors.
-
-    Args:
-      scores_a, scores_b: f[N,K] probabilities in [0,1].
-      metric: a name of `PER_CLASS` or `OVERALL`.
-      classes: K names for the note; None numbers them.
-      thresholds_a, thresholds_b: f[K] of each run, as in `classification`.
-      labels, groups, exclusive, resamples, seed, valid: as in `classification`.
-
-    Raises:
-      InputError: as `classification`, and for an unknown metric.
-    """
-    if metric not in PER_CLASS + OVERALL:
-        raise InputError(f"metric: found {metric!r}, expected one of {', '.join(PER_CLASS + OVERALL)}")
-    a = checked_split(scores_a, labels, classes, groups, valid, "scores_a")
-    b = checked_split(scores_b, labels, classes, groups, valid, "scores_b")
-    name = f"{metric}/difference"
-    if metric in PER_CLASS:
-        m = PER_CLASS.index(metric)
-        if exclusive:
-            _check_one_hot(a)
-            thresholds_a = thresholds_b = None
-        thresholds_a, thresholds_b = _thresholds(thresholds_a, a), _thresholds(thresholds_b, b)
-        first = per_class_evaluator(a, thresholds_a, exclusive)
-        second = per_class_evaluator(b, thresholds_b, exclusive)
-        values, draws = bootstrap(lambda w: (first(w) - second(w))[:, :, m], a.patients, resamples, seed)
-        # A sum of thresholds is NaN where either run has none.
-        reasons = [_undefined(metric, a.labels[:, k], thresholds_a[k] + thresholds_b[k]) for k in range(len(a.classes))]
-        difference, draws = _macro(name, values, draws, a, reasons), mean_of_defined(draws)
-    else:
-        m = OVERALL.index(metric)
-        _check_one_hot(a)
-        first, second = overall_evaluator(a), overall_evaluator(b)
-        value, draws = bootstrap(lambda w: (first(w) - second(w))[:, m], a.patients, resamples, seed)
-        known = ~np.isnan(a.labels[:, 0])
-        difference = with_interval(name, value, draws, a.patients[known], _overall_note(metric, value, a))
-    return difference if math.isnan(difference.low) else replace(difference, p_value=_two_sided(draws))
 
 
 def sign(name: str) -> int:
@@ -288,6 +228,16 @@ def with_interval(name: str, value: float, draws: np.ndarray, patients: np.ndarr
         if defined.size < draws.size:
             notes.append(f"{draws.size - defined.size} of {draws.size} resamples undefined, left out of the interval")
     return Metric(name, float(value), float(low), float(high), len(patients), "; ".join(notes), draws=draws)
+
+
+def two_sided_p_value(draws: np.ndarray) -> float:
+    """Returns twice the share of draws f[R] on the rarer side of zero, those at zero on both sides; NaN is left out.
+
+    One is added to count and total, so that it is never zero (Davison and Hinkley 1997).
+    """
+    draws = draws[~np.isnan(draws)]
+    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(draws) + 1)))
 
 
 # Figures under patient weights.
@@ -499,12 +449,6 @@ def _undefined(metric: str, labels: np.ndarray, threshold: float) -> str:
     if metric in NEEDS_THRESHOLD and math.isnan(threshold):
         return "no threshold for this class"
     return ""
-
-
-def _two_sided(draws: np.ndarray) -> float:
-    draws = draws[~np.isnan(draws)]
-    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(min(1.0, 2 * (rarer + 1) / (len(draws) + 1)))
 
 
 # Checks.

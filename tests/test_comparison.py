@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from test_document import Parsed
 
 from mediax import comparison, evaluate, figures, metrics, protocols, report, run
@@ -92,17 +93,74 @@ def groups_of(*folders):
     return groups
 
 
-def test_the_paired_difference_is_that_of_the_metrics(tmp_path, truth):
-    a, b = scores(truth[0], 1.0, seed=1), scores(truth[0], 1.6, seed=2)
+def entry(predicted, labels, patients, resamples):
+    """An entry of one run whose figure is the macro mean of AUROC."""
+    found = metrics.classification(predicted, labels, range(labels.shape[1]), patients, resamples=resamples)
+    (figure,) = [one for one in found if one.name == "auroc/macro"]
+    arrays = {"case": np.arange(len(labels)), "group": np.arange(len(labels)) if patients is None else patients}
+    arrays |= {"metric": np.array([figure.name]), "draws": np.float32([figure.draws])}
+    return comparison.Entry("", (comparison.Scored(None, {}, dataclasses.asdict(figure), "", "", "", arrays),))
+
+
+def test_a_difference_draws_the_same_patients_for_both_runs(tmp_path, truth):
+    labels, patients = truth
+    a, b = scores(labels, 1.0, seed=1), scores(labels, 1.0, seed=2)
     write_run(tmp_path / "a", a, truth)
     write_run(tmp_path / "b", b, truth, settings=config("vit"))
     ((row,),) = [group.rows for group in groups_of(tmp_path)]
     first, second = row.entries
-    expected = metrics.paired_difference(a, b, truth[0], truth[1], "auroc", classes=CLASSES, resamples=200)
     found = comparison.difference(first, second)
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+    def auroc(predicted, rows):
+        known = ~np.isnan(labels[rows])
+        return np.mean([roc_auc_score(labels[rows][known[:, k], k], predicted[rows][known[:, k], k]) for k in (0, 1)])
+
+    generator, draws = np.random.default_rng(0), []
+    for _ in range(200):
+        drawn = generator.integers(60, size=60)
+        rows = np.concatenate([np.flatnonzero(patients == f"patient {one}") for one in drawn])
+        draws.append(auroc(a, rows) - auroc(b, rows))
+    below, above = (np.array(draws) <= 0).sum(), (np.array(draws) >= 0).sum()
+    expected = [auroc(a, np.arange(120)) - auroc(b, np.arange(120)), *np.percentile(draws, [2.5, 97.5])]
+    np.testing.assert_allclose((found.value, found.low, found.high), expected, atol=1e-6)
+    assert below and above and found.p_value == pytest.approx(min(1, 2 * (min(below, above) + 1) / 201))
     assert found.basis == "paired bootstrap, 60 patients"
-    assert comparison.difference(second, first).value == pytest.approx(-expected.value)
+    swapped = comparison.difference(second, first)
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert swapped.p_value == found.p_value
+    comparison.write([tmp_path], tmp_path / "out")
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert f"{found.p_value:.3g}" in text and "twice the share on the rarer side of zero" in text
+
+
+def test_the_p_value_of_a_difference_is_never_zero(truth):
+    labels, patients = truth
+    perfect, guessed = (entry(scores(labels, noise), labels, patients, 100) for noise in (0.1, 99.0))
+    assert comparison.difference(perfect, guessed).p_value == pytest.approx(2 / 101)
+    same = comparison.difference(perfect, perfect)
+    assert (same.value, same.low, same.high, same.p_value, same.mark) == (0, 0, 0, 1, "≈")
+    single = entry(scores(labels, 1.0), labels, np.zeros(120, int), 100)
+    assert np.isnan(comparison.difference(single, single).p_value)
+
+
+def test_the_p_value_of_equal_runs_is_uniform():
+    p_values = []
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        labels = (generator.random((80, 1)) < 0.4).astype(float)
+        a, b = (entry(one * 0.5 + 0.3 * labels, labels, None, 100) for one in generator.random((2, 80, 1)))
+        p_values.append(comparison.difference(a, b).p_value)
+    assert 0.4 < np.mean(p_values) < 0.6
+    assert np.mean(np.array(p_values) < 0.1) < 0.2
+
+
+def test_results_with_fields_of_an_earlier_mediax_are_read(tmp_path):
+    write_result(tmp_path / "a", [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)])
+    content = json.loads((tmp_path / "a" / "results.json").read_text())
+    content["results"][0]["metrics"][0]["p_value"] = None
+    (tmp_path / "a" / "results.json").write_text(json.dumps(content))
+    assert comparison.write([tmp_path], tmp_path / "out") == [] and len(rows_of(tmp_path / "out")) == 1
 
 
 def test_a_row_marks_what_cannot_be_told_from_the_best(tmp_path, truth):

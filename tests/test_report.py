@@ -227,7 +227,7 @@ METRICS = (
     Metric("auroc/Fracture", math.nan, math.nan, math.nan, 1100, "no positive row | undefined"),
     Metric("auroc/macro", 0.8123456, 0.76, np.float64(0.85), 1200, "1 of 2 classes"),
     Metric("brier/Edema", 0.1, math.nan, math.nan, 1200),
-    Metric("brier/macro", 0.1, 0.05, 0.15, 1200, p_value=0.012),
+    Metric("brier/macro", 0.1, 0.05, 0.15, 1200),
 )
 RESULT = Result("test", "chexpert", "test", "findings", "chexpert/official", METRICS, False)
 RUN = {
@@ -252,6 +252,7 @@ def test_results_json_is_strict_and_complete(tmp_path):
     fracture = result["metrics"][1]
     assert fracture["value"] is None and fracture["low"] is None and "no positive" in fracture["note"]
     assert result["metrics"][0]["value"] == 0.8123456
+    assert set(fracture) == {"name", "value", "low", "high", "n", "note", "trivial", "reader"}
     assert report.config_hash(content["run"]["config"]) == report.config_hash(RUN["config"])
 
 
@@ -266,7 +267,7 @@ def test_results_md_reads_well(tmp_path):
     start = lines.index("| metric | value | 95 % interval | n | note |")
     assert lines[start + 2 : start + 7] == [
         "| **auroc/macro** | **0.8123** | 0.7600 to 0.8500 | 1200 | 1 of 2 classes |",
-        "| **brier/macro** | **0.1000** | 0.0500 to 0.1500 | 1200 | p = 0.012 |",
+        "| **brier/macro** | **0.1000** | 0.0500 to 0.1500 | 1200 |  |",
         "| auroc/Edema | 0.8123 | 0.7500 to 0.8600 | 1200 |  |",
         "| auroc/Fracture | – |  | 1100 | no positive row \\| undefined |",
         "| brier/Edema | 0.1000 |  | 1200 |  |",

@@ -144,12 +144,10 @@ def _ordered(result: Result) -> list[Metric]:
 
 def _row(metric: Metric, beside: Sequence[str], bold: bool) -> str:
     interval = "" if math.isnan(metric.low) or math.isnan(metric.high) else f"{metric.low:.4f} to {metric.high:.4f}"
-    p_value = "" if metric.p_value is None else f"p = {metric.p_value:.3g}"
-    note = "; ".join(part for part in (p_value, metric.note) if part)
     name, value = _cell(metric.name), _shown(metric.value)
     if bold:
         name, value = f"**{name}**", f"**{value}**"
-    cells = [name, value, interval, *(_shown(getattr(metric, field)) for field in beside), metric.n, _cell(note)]
+    cells = [name, value, interval, *(_shown(getattr(metric, field)) for field in beside), metric.n, _cell(metric.note)]
     return f"| {' | '.join(map(str, cells))} |"
 
 
