@@ -231,13 +231,26 @@ def sensitivity(
     total = weights @ one.true
     if total == 0:
         return np.full(len(rates), np.nan)
-    weight, points = weights[one.patients], _points(one)
-    hit = np.append(0, np.cumsum(one.hits[0] * weight)[points]) / total
-    false = np.append(0, np.cumsum(~one.hits[0] * weight)[points]) / images
+    weight, points = weights[one.patients], operating_points(one.scores)
+    hit = np.cumsum(one.hits[0] * weight)[points] / total
+    false = np.cumsum(~one.hits[0] * weight)[points] / images
+    return sensitivity_at(rates, false, hit, lower_end)
+
+
+def sensitivity_at(
+    rates: Sequence[float], false_positives: np.ndarray, sensitivity: np.ndarray, lower_end: bool = False
+) -> np.ndarray:
+    """Reads the curve that the points f[M] and the origin make, both rising, at `rates`: f[R]; see `froc`."""
+    false, hit = np.append(0, false_positives), np.append(0, sensitivity)
     if lower_end and false[-1] > 0:
         # Of points at one rate np.interp takes the last: in reverse that is the lower one.
         return np.interp(-np.minimum(rates, false[-1]), -false[::-1], hit[::-1])
     return np.interp(rates, false, hit)
+
+
+def operating_points(scores: np.ndarray) -> np.ndarray:
+    """The last detection of each score, i[points], of falling scores f[M]: no threshold parts equal ones."""
+    return np.flatnonzero(np.append(np.diff(scores), 1)[: len(scores)])
 
 
 def match_coco(boxes: Boxes, label: int) -> Matched:
@@ -358,13 +371,8 @@ def _area(one: Matched, weights: np.ndarray) -> float:
     total = weights @ one.true
     if total == 0:
         return np.nan
-    recall, precision = _curve(one, weights, total, _points(one))
+    recall, precision = _curve(one, weights, total, operating_points(one.scores))
     return float((np.diff(recall[0], prepend=0) * precision[0]).sum())
-
-
-def _points(one: Matched) -> np.ndarray:
-    """The last detection of each score, i[points]."""
-    return np.flatnonzero(np.append(np.diff(one.scores), 1)[: len(one.scores)])
 
 
 def _curve(

@@ -532,8 +532,11 @@ def _curves(group: Group, row: Row, out: Path, name: str) -> Iterator[Block]:
     protocol = _protocol(group.protocol)
     if detections := _detections(firsts, protocol):
         path = out / "figures" / f"{name}_froc.png"
-        hits = {"iou": float(protocol.options.get("iou", 0.5)), "reached": bool(protocol.options.get("reached", False))}
-        figures.froc(path, {label: _froc(boxes, **hits) for label, boxes in detections.items()}, **hits)
+        options = protocol.options
+        hits = {"iou": float(options.get("iou", 0.5)), "reached": bool(options.get("reached", False))}
+        reading = {"rates": options.get("rates", figures.FROC_RATES), "lower_end": options.get("lower_end", False)}
+        lines = {label: _froc(boxes, **hits) for label, boxes in detections.items()}
+        figures.froc(path, lines, **hits, **reading)
         yield _figure(path, out, f"FROC, all classes together: {subject}")
 
 
@@ -599,12 +602,14 @@ def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
 
 
 def _froc(boxes: box_metrics.Boxes, iou: float, reached: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """False positives per image and sensitivity after each detection, best first, a hit being of the right class."""
+    """False positives per image and sensitivity at each score, falling, a hit being of the right class."""
     labels = np.unique(np.concatenate([one["labels"] for one in (*boxes.found, *boxes.true)]))
     matched = [box_metrics.match_best(boxes, label, iou, reached) for label in labels]
-    order = np.argsort(-np.concatenate([one.scores for one in matched]), kind="stable")
-    hits = np.concatenate([one.hits[0] for one in matched])[order]
-    return np.cumsum(~hits) / len(boxes.true), np.cumsum(hits) / sum(len(one["boxes"]) for one in boxes.true)
+    scores = np.concatenate([one.scores for one in matched])
+    order = np.argsort(-scores, kind="stable")
+    hits, points = np.concatenate([one.hits[0] for one in matched])[order], box_metrics.operating_points(scores[order])
+    true = sum(len(one["boxes"]) for one in boxes.true)
+    return np.cumsum(~hits)[points] / len(boxes.true), np.cumsum(hits)[points] / true
 
 
 def _runs(runs: Sequence[Run], out: Path) -> Iterator[Block]:

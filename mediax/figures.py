@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mediax.box_metrics import sensitivity_at
 from mediax.files import replace_file
 from mediax.metric_log import read_metrics
 from mediax.metrics import CALIBRATION_BINS
@@ -312,14 +313,18 @@ def froc(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     iou: float,
+    rates: Sequence[float] = FROC_RATES,
     reached: bool = False,
+    lower_end: bool = False,
     subject: str = "",
 ) -> None:
     """Draws sensitivity against the mean number of false positives in an image (FROC), one line a detector.
 
     Args:
       curves: name -> (false positives per image f[M], share of the true boxes that are found f[M]), both rising; the
-        legend gives the mean sensitivity at `FROC_RATES`, as in `box_metrics.froc`.
+        legend gives the mean sensitivity at `rates`, as in `box_metrics.froc`.
+      rates: false positives per image that are marked, above 0; the figure reaches a little beyond them.
+      lower_end: takes the lower end of the curve where it rises at a rate.
       iou: what the intersection over union of a hit exceeds, or with `reached` reaches, for the title.
       subject: more words for the title, such as the number of images.
 
@@ -327,23 +332,28 @@ def froc(
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    rates = np.geomspace(FROC_RATES[0] / 1.2, FROC_RATES[-1] * 1.2, 1000)
+    marked = np.unique(rates)
+    drawn = np.geomspace(marked[0] / 1.2, marked[-1] * 1.2, 1000)
     with _drawing(path, 7.4, 4.3 + 0.16 * len(curves)) as figure:
         axes = figure.subplots()
-        for (name, (false_positives, sensitivity)), style in zip(curves.items(), _styles()):
-            points = np.concatenate([[0.0], false_positives]), np.concatenate([[0.0], sensitivity])
-            mean = np.interp(FROC_RATES, *points).mean()
-            axes.plot(rates, np.interp(rates, *points), label=f"{mean:.3f}  {_clipped(name)}", **style)
+        for (name, points), style in zip(curves.items(), _styles()):
+            mean = sensitivity_at(marked, *points, lower_end).mean()
+            label = f"{mean:.3f}  {_clipped(name)}"
+            axes.plot(drawn, sensitivity_at(drawn, *points, lower_end), label=label, **style)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(FROC_RATES))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}" if rate >= 1 else f"1/{1 / rate:g}"))
+        axes.xaxis.set_major_locator(FixedLocator(marked))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: _rate(rate)))
         axes.xaxis.set_minor_locator(NullLocator())
         hit = f"of {iou:g} or more" if reached else f"above {iou:g}"
         title = f"FROC, hits at an IoU {hit}" + (f", {subject}" if subject else "")
         axes.set(title=title, xlabel="mean false positives in an image", ylabel="sensitivity")
-        axes.set(xlim=(rates[0], rates[-1]), ylim=(-0.02, 1.02))
+        axes.set(xlim=(drawn[0], drawn[-1]), ylim=(-0.02, 1.02))
         below = {"loc": "upper left", "bbox_to_anchor": (0, -0.15), "borderaxespad": 0}
         axes.legend(title="mean sensitivity at the marked rates, model", title_fontsize=8, alignment="left", **below)
+
+
+def _rate(rate: float) -> str:
+    return f"1/{1 / rate:g}" if rate < 1 and math.log2(rate).is_integer() else f"{rate:g}"
 
 
 def learning_curves(path: str | os.PathLike, logs: Mapping[str, Sequence[Mapping[str, float]]], metric: str) -> bool:

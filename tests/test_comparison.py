@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from test_document import Parsed
 
-from mediax import comparison, evaluate, figures, metrics, protocols, report, run
+from mediax import box_metrics, comparison, evaluate, figures, metrics, protocols, report, run
 from mediax.errors import InputError
 from mediax.metrics import Metric
 from mediax.report import Result
@@ -304,6 +304,39 @@ def test_detections_are_compared_by_froc(tmp_path):
     comparison.write([tmp_path], tmp_path / "out")
     assert "FROC" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "figures" / "1_1_froc.png").is_file()
+
+
+def test_equal_scores_are_one_point_of_froc_as_for_the_scorer():
+    box, other = np.float32([[0.1, 0.1, 0.4, 0.4]]), np.float32([[0.5, 0.5, 0.9, 0.9]])
+    found = {"boxes": np.concatenate([box, other]), "scores": np.array([0.7, 0.7]), "labels": np.zeros(2, int)}
+    true = {"boxes": box, "labels": np.zeros(1, int)}
+    boxes = box_metrics.Boxes([found], [true], np.zeros(1, int), ("Nodule",))
+    rates, sensitivity = comparison._froc(boxes, 0.5)
+    assert (rates.tolist(), sensitivity.tolist()) == ([1.0], [1.0])
+    for lower_end in (False, True):
+        options = {"rates": (0.25, 1.0, 2.0), "lower_end": lower_end}
+        scored = {one.name: one.value for one in box_metrics.froc(boxes, [0], iou=0.5, **options, resamples=0)}
+        expected = [scored[f"sensitivity@{rate:g}/Nodule"] for rate in options["rates"]]
+        assert box_metrics.sensitivity_at(options["rates"], rates, sensitivity, lower_end).tolist() == expected
+
+
+def test_froc_is_read_as_its_protocol_reads_it(tmp_path, monkeypatch):
+    true = np.tile(np.float32([0.2, 0.2, 0.5, 0.5]), (9, 1, 1))
+    targets = {"boxes": true, "box_labels": np.zeros((9, 1), int)}
+    targets |= {"box_valid": np.ones((9, 1), bool), "boxes_known": np.ones(9, bool)}
+    predictions = {"boxes": true, "scores": np.full((9, 1), 0.5), "labels": np.zeros((9, 1), int)}
+    figure = [Metric("froc/macro", 0.5, 0.4, 0.6, 9)]
+    asked = []
+    draw = figures.froc
+    monkeypatch.setattr(figures, "froc", lambda *given, **options: (asked.append(options), draw(*given, **options)))
+    for name in ("chestxdet/froc", "coco"):
+        write_result(tmp_path / name, figure, protocol=f"{name} (x)")
+        keep_predictions(tmp_path / name, predictions, targets, np.arange(9).astype(str), figure)
+    comparison.write([tmp_path], tmp_path / "out")
+    by_iou = {options["reached"]: options for options in asked}
+    assert by_iou[True] == {"iou": 0.5, "reached": True, "rates": (0.05, 0.1, 0.2), "lower_end": True}
+    np.testing.assert_array_equal(by_iou[False]["rates"], figures.FROC_RATES)
+    assert by_iou[False]["lower_end"] is False
 
 
 def test_hostile_names_stay_text(tmp_path, truth):

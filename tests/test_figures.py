@@ -305,6 +305,15 @@ def test_froc_reads_sensitivity_at_the_marked_rates(tmp_path, texts):
     assert "FROC, hits at an IoU above 0.2" in texts
 
 
+def test_froc_shows_the_rates_that_a_protocol_judges_at(tmp_path, texts):
+    steps = (np.array([0.0, 0.1, 0.1, 0.4]), np.array([0.2, 0.2, 0.8, 0.8]))
+    rates = (0.2, 0.05, 0.1)
+    figures.froc(tmp_path / "upper.png", {"upper": steps}, iou=0.5, rates=rates)
+    figures.froc(tmp_path / "lower.png", {"lower": steps}, iou=0.5, rates=rates, lower_end=True, reached=True)
+    assert {"0.05", "0.1", "0.2", "0.600  upper", "0.400  lower"} <= set(texts) and not {"1/8", "8"} & set(texts)
+    assert "FROC, hits at an IoU of 0.5 or more" in texts
+
+
 def test_learning_curves_overlay_runs(tmp_path, texts):
     rows = [{"step": step, "train/nih/loss": 1 / step, "validation/findings/auroc/macro": 0.5} for step in range(1, 40)]
     logs = {"a": rows, "b": [*rows[:1], {"step": 2, "train/nih/loss": np.nan}], "c": []}
