@@ -11,7 +11,7 @@ import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +28,16 @@ FIELDS = {"evaluation": str, "dataset": str, "split": str, "task": str, "protoco
 MOST_CURVES = 7  # models in one figure of curves: as many as there are colours
 MOST_DIFFERENCES, LONGEST_VARIANT = 2, 60  # settings that name a variant of a model, and their characters
 LEGEND = (
-    "A cell is the headline figure on the whole split with its 95 % interval (bootstrap over patients), or the mean "
+    "A cell is a headline figure on the whole split with its 95 % interval (bootstrap over patients), or the mean "
     "± standard deviation of the runs that differ in nothing but the seed, with their number.",
     "Bold: the best of its row. Unmarked: worse than the best by more than chance.",
     "≈ cannot be told apart from the best: the 95 % interval of the difference, from a bootstrap that draws the same "
     "patients for both, contains zero. Of several seeds the mean is compared.",
-    "p is two-sided, from the same draws of the difference: twice the share on the rarer side of zero, draws at zero "
-    "counted on both sides, with one added to count and total so that it is never zero.",
     "(≈) the same by a weaker rule, since the predictions of both on the same cases are not there: the two intervals "
     "overlap.",
     "? nothing to tell it by: no interval.",
+    "p, where a bootstrap draws the same patients for both, is two-sided: twice the share on the rarer side of zero, "
+    "draws at zero counted on both sides, with one added to count and total so that it is never zero.",
     "✗ not shown to be better than the trivial predictor, which never looks at an image.",
     "Each model is compared with the best one only, and no correction is made for comparing several.",
 )
@@ -59,11 +59,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Scored:
-    """The headline figure of one run on one split, and the arrays that it was computed from, if they were kept."""
+    """A headline figure of one run on one split, and the arrays that it was computed from, if they were kept."""
 
     run: Run
     result: Mapping[str, Any]
     metric: Mapping[str, Any]
+    headline: tuple[Mapping[str, Any], ...]  # all headline figures; runs are compared by the first
     kind: str  # of task: a file of mediax/tasks/
     model: str
     data: str
@@ -80,6 +81,13 @@ class Entry:
 
     label: str
     scored: tuple[Scored, ...]
+
+    def of(self, name: str) -> Entry:
+        """The same runs by another of their headline figures; those that lack it are left out."""
+        found = [
+            replace(one, metric=metric) for one in self.scored for metric in one.headline if metric["name"] == name
+        ]
+        return replace(self, scored=tuple(found))
 
     @property
     def value(self) -> float:
@@ -100,16 +108,27 @@ class Row:
     phantom: bool
     entries: tuple[Entry, ...]
 
+    def of(self, name: str) -> Row:
+        """The same entries by another of their headline figures; those that lack it are left out."""
+        found = [entry.of(name) for entry in self.entries]
+        return replace(self, entries=tuple(entry for entry in found if entry.scored))
+
 
 @dataclass(frozen=True)
 class Group:
-    """What may stand in one table: one kind of task, protocol, split and headline figure."""
+    """What may stand in one table: one kind of task, protocol, split and figure to compare by."""
 
     kind: str
     protocol: str
     split: str
     metric: str
     rows: tuple[Row, ...]
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of all headline figures of its runs, that to compare by first."""
+        every = [one for row in self.rows for entry in row.entries for one in entry.scored]
+        return _headline(self.protocol, {metric["name"] for one in every for metric in one.headline})
 
 
 class Difference(NamedTuple):
@@ -218,13 +237,12 @@ def _read_results(folder: Path) -> dict[str, Any]:
 
 
 def scored_of(runs: Iterable[Run], problems: list[str]) -> list[Scored]:
-    """Picks the headline figure of each result; adds damaged files of predictions to `problems`."""
+    """Picks the headline figures of each result; adds damaged files of predictions to `problems`."""
     found = []
     for run, result in [(each, result) for each in runs for result in each.results]:
         by_name = {metric["name"]: metric for metric in result["metrics"]}
-        asked = [name for name in _protocol(result["protocol"]).headline if name in by_name]
-        name = asked[0] if asked else report.headline_name(list(by_name))
-        if name is None:
+        headline = tuple(by_name[name] for name in _headline(result["protocol"], by_name))
+        if not headline:
             continue
         path = run.folder / "predictions" / f"{result['evaluation']}_{result['task']}.npz"
         arrays = None
@@ -235,8 +253,16 @@ def scored_of(runs: Iterable[Run], problems: list[str]) -> list[Scored]:
             except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 problems.append(f"{path}: cannot be read ({error}); --mode=evaluate writes it anew")
         kind, model, data = _described(run.about["config"], result)
-        found.append(Scored(run, result, by_name[name], kind, model, data, arrays))
+        found.append(Scored(run, result, headline[0], headline, kind, model, data, arrays))
     return found
+
+
+def _headline(protocol: str, names: Iterable[str]) -> list[str]:
+    """Picks the protocol's figures of those that a run has, each also as that of masks; the one for all without any."""
+    names = list(names)
+    asked = [each for name in _protocol(protocol).headline for each in (name, f"mask_{name}")]
+    fallback = report.headline_name(names)
+    return [name for name in asked if name in names] or [fallback] * (fallback is not None)
 
 
 def _protocol(text: str) -> protocols.Protocol:
@@ -288,7 +314,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def arrange(scored: Iterable[Scored]) -> list[Group]:
-    """Puts results into tables by kind of task, protocol, split and headline figure, and into rows by dataset."""
+    """Puts results into tables by kind of task, protocol, split and figure to compare by, and into rows by dataset."""
 
     def table(one: Scored) -> tuple:
         return one.kind, one.result["protocol"], one.result["split"], one.metric["name"]
@@ -464,8 +490,8 @@ def _tables(groups: Sequence[Group], out: Path, problems: list[str]) -> Iterator
         title = f"{kind}: split {group.split}, protocol {protocol}"
         several = titles.count((group.kind, group.split, group.protocol)) > 1
         yield Heading(f"{title}, {group.metric}" if several else title)
-        direction = "higher" if metrics.sign(group.metric) > 0 else "lower"
-        yield Paragraph(f"Protocol {group.protocol}. Headline figure: {group.metric}, {direction} is better.")
+        yield Paragraph(f"Protocol {group.protocol}.")
+        yield Paragraph(_worded(group.figures))
         yield _table(group)
         for place, row in enumerate(group.rows, start=1):
             yield Heading(_marked(row.label, row.phantom), 3)
@@ -478,19 +504,37 @@ def _tables(groups: Sequence[Group], out: Path, problems: list[str]) -> Iterator
                 yield from _learning(group, row, out, f"{number}_{place}", problems)
 
 
+def _worded(names: Sequence[str]) -> str:
+    worded = [f"{name} ({'higher' if metrics.sign(name) > 0 else 'lower'} is better)" for name in names]
+    if len(names) == 1:
+        return f"Headline figure: {worded[0]}."
+    return f"Headline figures: {', '.join(worded)}. Below the table the models are compared by the first."
+
+
 def _table(group: Group) -> Table:
+    """A row for each headline figure of each dataset, which its first row names."""
+    names = group.figures
     labels = sorted({entry.label for row in group.rows for entry in row.entries}, key=_natural)
     everything = [one for row in group.rows for entry in row.entries for one in entry.scored]
-    beside = ["trivial"] + ["reader"] * any(one.metric["reader"] is not None for one in everything)
+    has_reader = any(metric["reader"] is not None for one in everything for metric in one.headline)
+    beside = ["trivial"] + ["reader"] * has_reader
     rows = []
     for row in group.rows:
-        scored = [one for entry in row.entries for one in entry.scored]
-        counts = "; ".join(f"{n:,}" for n in sorted({one.metric["n"] for one in scored}))
-        others = ["; ".join(sorted({_shown(_number(one.metric[name])) for one in scored})) for name in beside]
-        winner, entries = best(row.entries), {entry.label: entry for entry in row.entries}
-        cells = [_cell(entries.get(label), winner) for label in labels]
-        rows.append([Cell(_marked(row.label, row.phantom)), counts, *others, *cells])
-    return Table(["dataset", "n", *(report.BESIDE[name] for name in beside), *labels], rows)
+        of_figures = {name: of_figure for name in names if (of_figure := row.of(name)).entries}
+        for place, (name, of_figure) in enumerate(of_figures.items()):
+            dataset = Cell("" if place else _marked(row.label, row.phantom))
+            rows.append([dataset, *[name] * (len(names) > 1), *_cells(of_figure, beside, labels)])
+    figure = ["figure"] * (len(names) > 1)
+    return Table(["dataset", *figure, "n", *(report.BESIDE[name] for name in beside), *labels], rows)
+
+
+def _cells(row: Row, beside: Sequence[str], labels: Sequence[str]) -> list[Cell | str]:
+    """Number of cases, scores beside the models', and the models'."""
+    scored = [one for entry in row.entries for one in entry.scored]
+    counts = "; ".join(f"{n:,}" for n in sorted({one.metric["n"] for one in scored}))
+    others = ["; ".join(sorted({_shown(_number(one.metric[name])) for one in scored})) for name in beside]
+    winner, entries = best(row.entries), {entry.label: entry for entry in row.entries}
+    return [counts, *others, *(_cell(entries.get(label), winner) for label in labels)]
 
 
 def _cell(entry: Entry | None, winner: Entry | None) -> Cell:

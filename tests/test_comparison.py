@@ -99,7 +99,8 @@ def entry(predicted, labels, patients, resamples):
     (figure,) = [one for one in found if one.name == "auroc/macro"]
     arrays = {"case": np.arange(len(labels)), "group": np.arange(len(labels)) if patients is None else patients}
     arrays |= {"metric": np.array([figure.name]), "draws": np.float32([figure.draws])}
-    return comparison.Entry("", (comparison.Scored(None, {}, dataclasses.asdict(figure), "", "", "", arrays),))
+    figure = dataclasses.asdict(figure)
+    return comparison.Entry("", (comparison.Scored(None, {}, figure, (figure,), "", "", "", arrays),))
 
 
 def test_a_difference_draws_the_same_patients_for_both_runs(tmp_path, truth):
@@ -271,6 +272,51 @@ def test_the_protocol_names_the_headline_figure(tmp_path):
     write_result(tmp_path / "a", found, protocol=f"{protocol.name} ({protocol.description}; thresholds from x)")
     write_result(tmp_path / "b", found, protocol="of an older mediax (gone)")
     assert [group.metric for group in groups_of(tmp_path)] == ["quadratic_weighted_kappa", "auroc/macro"]
+
+
+def test_every_headline_figure_of_a_protocol_is_shown(tmp_path):
+    headlines = {name: protocol.headline for name, protocol in protocols.PROTOCOLS.items() if protocol.headline}
+    headlines["coco"] += ("mask_ap/macro",)
+    values = {}
+    for name, figure_names in headlines.items():
+        found = [Metric("loss_of_nobody", 0.5, 0.4, 0.6, 9)]
+        for figure in figure_names:
+            values[name, figure] = value = 0.001 * (len(values) + 100)
+            found.insert(0, Metric(figure, value, 0.0, 0.9, 9, reader=value + 0.5))
+        write_result(tmp_path / name.replace("/", "_"), found, protocol=f"{name} (x)")
+    comparison.write([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text().replace("\\", "")
+    page = Parsed((tmp_path / "out" / "report.html").read_text()).text
+    for (_, figure), value in values.items():
+        for shown in (text, page):
+            assert figure in shown and f"{value:.3f} (0.000 to 0.900)" in shown and f"{value + 0.5:.3f}" in shown
+    assert "loss_of_nobody" not in text
+    for group in groups_of(tmp_path):
+        name = group.protocol.removesuffix(" (x)")
+        assert group.metric == group.figures[0] == headlines[name][0] and set(group.figures) == set(headlines[name])
+
+
+def test_figures_are_rows_of_one_table_and_the_first_is_compared(tmp_path):
+    protocol = protocols.get("drishti_gs")
+    for name, disc, cup, error in (("resnet", 0.95, 0.8, 0.1), ("vit", 0.93, 0.9, 0.05)):
+        found = [Metric("ratio_error/macro", error, error - 0.01, error + 0.01, 40, trivial=0.2)] * (name == "vit")
+        found += [Metric("dice/Optic Cup", cup, cup - 0.01, cup + 0.01, 41)]
+        found += [Metric("dice/Optic Disc", disc, disc - 0.01, disc, 42)]
+        write_result(tmp_path / name, found, settings=config(name), protocol=f"{protocol.name} (x)")
+        log = [{"step": step, "train/loss": 1.0, "validation/findings/dice/Optic Disc": 0.5} for step in (1, 2)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    comparison.write([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert lines[:4] == [
+        "| dataset | figure | n | trivial predictor | resnet 18 + pooled | vit 18 + pooled |",
+        "| chestxray14, 2 classes | dice/Optic Disc | 42 | – | **0.950 (0.940 to 0.950)** | 0.930 (0.920 to 0.930) |",
+        "|  | dice/Optic Cup | 41 | – | 0.800 (0.790 to 0.810) | **0.900 (0.890 to 0.910)** |",
+        "|  | ratio\\_error/macro | 40 | 0.200 |  | **0.050 (0.040 to 0.060)** |",
+    ]
+    assert "ratio\\_error/macro (lower is better). Below the table the models are compared by the first." in text
+    assert text.count("difference from the best") == text.count("*Training: chestxray14") == 1
+    assert text.count("\n## Classification") == 1
 
 
 def test_detections_are_compared_by_froc(tmp_path):
