@@ -15,7 +15,7 @@ from mediax.batch import HOST_FIELDS, Batch, device_fields
 from mediax.metrics import Metric
 from mediax.model import Model, Tree
 
-PICTURES = 64  # rows of a split that are kept for sample pictures
+PICTURES = 64  # rows of a split, the first ones, whose pictures are kept: sheets of samples choose among these
 PICTURE_AXES = 4  # arrays with as many axes are pictures, f[B,H,W,S]: a whole split of them does not fit in memory
 
 

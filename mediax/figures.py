@@ -670,6 +670,7 @@ def samples(
     captions: Sequence[str] | None = None,
     truth: Overlay | None = None,
     prediction: Overlay | None = None,
+    total: int | None = None,
     count: int = 24,
     columns: int = 6,
     seed: int = 0,
@@ -690,6 +691,8 @@ def samples(
         score of each image, and without scores leaves all to chance.
       captions: N short lines ("Dice 0.83"), one below each image.
       truth, prediction: overlays, drawn in solid blue and dashed orange.
+      total: rows of the split, of which these images are the first; None for as many as images. The sheet says among
+        how many it chose.
       count: images on the sheet: a quarter of them the best, half of them the worst, the others at random.
       columns: images in a row.
       seed: of the random images.
@@ -725,7 +728,8 @@ def samples(
         figure.text(GAP / width, 1 - 0.1 / height, title, fontsize=7.5, va="top")
         top = header
         for name, rows in groups.items():
-            figure.text(GAP / width, 1 - top / height, name, fontsize=8, fontweight="bold", va="top")
+            heading = f"{name}, of {_chosen_from(len(images), total)}"
+            figure.text(GAP / width, 1 - top / height, heading, fontsize=8, fontweight="bold", va="top")
             top += TITLE_HEIGHT
             for place, i in enumerate(rows):
                 left, lower = GAP + place % columns * (TILE + GAP), top + place // columns * row_height + image_height
@@ -738,6 +742,10 @@ def samples(
                         _show_overlay(axes, overlay, i, classes, colour, dash)
                 _show_texts(axes, texts[i])
             top += math.ceil(len(rows) / columns) * row_height
+
+
+def _chosen_from(count: int, total: int | None) -> str:
+    return f"the first {count:,} of {total:,} images" if total and total > count else f"{count:,} images"
 
 
 def _wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:

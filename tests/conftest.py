@@ -18,6 +18,21 @@ def parsed_flags():
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture
+def sheets(monkeypatch):
+    """Collects (images on offer, rows of the split) of the sheets of samples that are drawn."""
+    from mediax import figures
+
+    found, draw = [], figures.samples
+
+    def spy(path, images, **options):
+        found.append((len(images), options["total"]))
+        draw(path, images, **options)
+
+    monkeypatch.setattr(figures, "samples", spy)
+    return found
+
+
 def pytest_addoption(parser):
     parser.addoption("--parity", metavar="FILE", help="write the differences from the references, for docs/tables.py")
 

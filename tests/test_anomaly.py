@@ -211,7 +211,7 @@ def test_the_density_of_one_dimension_is_the_formula():
     np.testing.assert_allclose(component_log_densities(np.array([[3.0], [1.0]]), mixture)[:, 0], expected)
 
 
-def test_head_pictures_and_findings(tmp_path):
+def test_head_pictures_and_findings(tmp_path, sheets):
     ((name, build),) = make_task().parts({2: 3, 4: 5}).items()
     assert name == "head/chest/anomaly" and build(nnx.Rngs(0)).code.kernel.shape == (4 * 4 * 5, 6)
     predictions, targets = split(rows=30, far=10)
@@ -223,6 +223,7 @@ def test_head_pictures_and_findings(tmp_path):
     groups = make_task(classes=("Up", "Down"), clusters=True, components=3)
     labels = {"labels": np.eye(2)[np.arange(30) % 2]}
     groups.draw_samples(tmp_path, "b", images, pictures, labels, groups.calibrate(predictions, labels))
+    assert sheets == [(8, 30), (8, 30)]
     for name in ("roc_a", "scores_a", "samples_a", "confusion_b", "samples_b"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 150
     assert task.findings(pictures, calibration, 29, (16, 16)).decisions == {"Anomaly": True}

@@ -264,6 +264,12 @@ def test_errors_name_the_task():
         _task(head={"name": "poled"})
 
 
+def test_a_sheet_of_samples_says_of_how_many_images_it_is(tmp_path, sheets):
+    scores, labels = np.full((70, 3), 0.1, np.float32), np.zeros((70, 3), np.float32)
+    _task().draw_samples(tmp_path, "test", np.zeros((64, 8, 8, 1)), {"scores": scores}, {"labels": labels}, {})
+    assert sheets == [(64, 70)] and (tmp_path / "samples_test.png").is_file()
+
+
 def test_a_class_without_a_threshold_is_neither_called_nor_not():
     found = _task().findings({"scores": np.float32([[0.7, 0.2, 0.9]])}, {"thresholds": [0.5, 0.5, np.nan]}, 0, (8, 8))
     assert found.decisions == {"Edema": True, "Fracture": False, "Mass": None}

@@ -129,9 +129,10 @@ def test_masks_are_scored_where_they_are_known(tmp_path):
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
 
 
-def test_samples_are_drawn(tmp_path):
+def test_samples_are_drawn(tmp_path, sheets):
     predictions, targets = split(images=3)
-    Task("chest/boxes", CLASSES).draw_samples(tmp_path, "chest", np.zeros((3, 8, 8, 1)), predictions, targets, {})
+    Task("chest/boxes", CLASSES).draw_samples(tmp_path, "chest", np.zeros((2, 8, 8, 1)), predictions, targets, {})
+    assert sheets == [(2, 3)]
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
 
 

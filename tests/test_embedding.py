@@ -327,7 +327,7 @@ def test_intervals_hold_the_value_and_what_is_undefined_says_why():
     assert np.isnan(found["patient_map"].value) and "no patient has two images" in found["patient_map"].note
 
 
-def test_pictures_and_findings(tmp_path):
+def test_pictures_and_findings(tmp_path, sheets):
     task, (predictions, targets, _) = make_task(), split()
     for folder, truth in (("with", targets), ("without", {})):
         (tmp_path / folder).mkdir()
@@ -335,6 +335,7 @@ def test_pictures_and_findings(tmp_path):
         task.draw_samples(tmp_path / folder, "test", RNG.random((9, 8, 8, 1)), predictions, truth, {})
         for kind in ("projection", "samples"):
             assert min(Image.open(tmp_path / folder / f"{kind}_test.png").size) > 200
+    assert sheets == [(9, 40), (9, 40)]
     scores = task.findings(predictions, {}, 3, (8, 8)).scores
     assert list(scores) == [f"embedding_{i}" for i in range(6)]
     np.testing.assert_allclose(list(scores.values()), predictions["embedding"][3])

@@ -186,11 +186,22 @@ def test_samples_say_what_is_right_and_wrong(tmp_path, images, texts):
     scores[4], labels[4] = (0.9, 0.2, 0.8), (0, 1, 1)
     labels[5] = np.nan
     figures.samples(tmp_path / "s.png", images, classes=CLASSES, labels=labels, scores=scores)
-    assert [text for text in texts if text in ("best", "worst", "at random")] == ["best", "worst", "at random"]
+    assert [text for text in texts if text.endswith(", of 20 images")] == [
+        f"{name}, of 20 images" for name in ("best", "worst", "at random")
+    ]
     first = texts.index("✗ Edema 0.90 absent")
     assert texts[first + 1 : first + 3] == ["✗ Cardiomegaly 0.20 present", "✓ Fracture 0.80 present"]
     assert texts.count("✓ none; Edema 0.10") == 18 and texts.count("? none; Edema 0.10") == 1
     assert shows(tmp_path / "s.png", figures.RIGHT) > 100 and shows(tmp_path / "s.png", figures.WRONG) > 50
+
+
+def test_samples_say_of_how_many_rows_they_are_the_worst(tmp_path, images, texts):
+    errors = np.linspace(0, 1, 20)
+    figures.samples(tmp_path / "s.png", images, classes=CLASSES, errors=errors, total=1234)
+    assert {f"{name}, of the first 20 of 1,234 images" for name in ("best", "worst", "at random")} <= set(texts)
+    texts.clear()
+    figures.samples(tmp_path / "s.png", images, classes=CLASSES, errors=errors, total=20)
+    assert {f"{name}, of 20 images" for name in ("best", "worst", "at random")} <= set(texts)
 
 
 def test_samples_of_exclusive_classes_go_by_the_highest_score(tmp_path, images, texts):

@@ -224,12 +224,14 @@ def test_warping_undoes_the_motion():
     np.testing.assert_allclose(warp(moving, 0 * COEFFICIENTS[0]), moving, atol=1e-6)
 
 
-def test_pictures(tmp_path):
+def test_pictures(tmp_path, sheets):
     task, batch = make_task(), make_batch()
     batch["keypoints"][2] = NAN
     predictions, targets = jax.device_get(task.predict(make_outputs(), batch)), task.targets(batch)
     task.draw(tmp_path, "test", predictions, targets)
     task.draw_samples(tmp_path, "test", batch["image"], predictions, targets, {})
+    task.draw_samples(tmp_path, "test", batch["image"][:2], predictions, targets, {})
+    assert sheets == [(3, 3), (2, 3)]
     for name in ("success_test.png", "samples_test.png"):
         assert min(Image.open(tmp_path / name).size) > 200
 

@@ -167,13 +167,14 @@ def test_the_head_is_a_part_named_after_the_task():
     assert name == "head/chest/regression" and build(nnx.Rngs(0)).linear.kernel.shape == (6, 2)
 
 
-def test_pictures_and_findings(tmp_path):
+def test_pictures_and_findings(tmp_path, sheets):
     task = make_task()
     predictions, targets = {"target": TRUE.copy()}, {"target": TRUE}
     predictions["target"][1:4] = 30
     task.draw(tmp_path, "test", predictions, targets)
     images = np.zeros((4, 8, 8, 1), np.float32)
     task.draw_samples(tmp_path, "test", images, predictions, targets, {})
+    assert sheets == [(4, 5)]
     for path in (tmp_path / "scatter_test.png", tmp_path / "samples_test.png"):
         assert min(Image.open(path).size) > 200
     assert task.findings(predictions, {}, 1, (8, 8)).scores == {"age": 30.0, "dose": 30.0}

@@ -228,6 +228,7 @@ class Task:
             classes=self.classes,
             errors=errors[:count],
             captions=captions[:count],
+            total=len(errors),
         )
 
     def findings(

@@ -195,6 +195,7 @@ class Task:
             scores=predictions["scores"][: len(images)],
             exclusive=self.exclusive,
             thresholds=calibration.get("thresholds"),
+            total=len(predictions["scores"]),
         )
 
     def findings(

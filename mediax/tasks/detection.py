@@ -205,6 +205,7 @@ class Task:
                 box_labels=_or_padding(predictions["labels"], shown),
                 box_scores=scores,
             ),
+            total=len(predictions["scores"]),
         )
 
     def findings(

@@ -202,6 +202,7 @@ class Task:
             classes=self.classes,
             errors=errors,
             captions=[f"query, then {', '.join(words)}" for words in cosines],
+            total=len(predictions["embedding"]),
         )
 
     def findings(

@@ -197,6 +197,7 @@ class Task:
             captions=["no known point" if np.isnan(value) else f"error {value:.1f} pixels" for value in error],
             truth=figures.Overlay(points=_stacked(true, true)),
             prediction=figures.Overlay(points=_stacked(before, after)),
+            total=len(predictions["keypoints"]),
         )
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:

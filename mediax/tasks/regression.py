@@ -178,6 +178,7 @@ class Task:
             classes=self.target_names,
             errors=metrics.mean_of_defined(deviation),
             captions=[", ".join(map(_caption, *row)) for row in zip(predicted, true)],
+            total=len(predictions["target"]),
         )
 
     def findings(
