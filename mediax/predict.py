@@ -7,6 +7,7 @@ DIR gets, of every file in its own pixels:
   boxes.json                  all boxes, as COCO's result files have them
   points.csv                  all points
   failed.csv                  the files that could not be read, and why
+A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
 The tables are written last: where predictions.csv is, the command has come to its end. Nothing names a patient but the
 files' own names.
 """
@@ -111,6 +112,8 @@ def predict(network: "Network", sources: Sequence[str | Path], out: Path) -> int
         out.mkdir(parents=True, exist_ok=True)
         for table in TABLES:
             (out / table).unlink(missing_ok=True)
+    for note in network.notes():
+        print(f"mediax: {note}", file=sys.stderr, flush=True)
     workers = len(os.sched_getaffinity(0))
     opened = builder.in_order(network.open, files, workers)
     results = builder.in_order(Writer(out, network.version), network.results(opened), workers)
@@ -165,6 +168,16 @@ class Network:
             for stream, reading in self._readings.items()
         }
         self.version = f"{workdir.name}, step {step}"
+
+    def notes(self) -> list[str]:
+        """What a task does with files otherwise than with the images of a dataset, a sentence each."""
+        tasks = [task for reading in self._readings.values() for task in reading.tasks.values()]
+        return [
+            f"task {task.name!r}: `pairs` is not used: files name no patients, so each is graded by itself, by "
+            "thresholds for single images"
+            for task in tasks
+            if getattr(task, "pairs", False)
+        ]
 
     def open(self, file: File) -> Opened | Failure:
         """Reads a file as the run's datasets read theirs; in a thread."""
