@@ -6,7 +6,7 @@ DIR gets, of every file in its own pixels:
   masks/<name>/<structure>.png    0 and 255; beside them <name>_seg.dcm, if the file is DICOM and highdicom installed
   boxes.json                  all boxes, as COCO's result files have them
   points.csv                  all points
-  failed.csv                  the files that could not be read, and why
+  failed.csv                  the files that could not be read or are not there, and why
 A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
 The tables are written last: where predictions.csv is, the command has come to its end. Nothing names a patient but the
 files' own names.
@@ -102,12 +102,14 @@ def predict(network: "Network", sources: Sequence[str | Path], out: Path) -> int
       out: where results go.
 
     Returns:
-      How many files failed; each is named on stderr and in failed.csv.
+      How many files failed, absent ones and folders without images among them; each is named on stderr and in
+      failed.csv.
 
     Raises:
-      InputError: no file to predict on, or no place to write to.
+      InputError: no file at all to predict on, or no place to write to.
     """
-    files = name_files(convert.find(sources, outside=out.resolve()))
+    found, failures = find(sources, outside=out.resolve())
+    files = name_files(found)
     with naming_file(out):
         out.mkdir(parents=True, exist_ok=True)
         for table in TABLES:
@@ -118,7 +120,8 @@ def predict(network: "Network", sources: Sequence[str | Path], out: Path) -> int
     opened = builder.in_order(network.open, files, workers)
     results = builder.in_order(Writer(out, network.version), network.results(opened), workers)
     done: list[Result] = []
-    failures: list[Failure] = []
+    for failure in failures:
+        print(f"mediax: {failure.reason}", file=sys.stderr, flush=True)
     with Progress(len(files)) as progress:
         for number, result in enumerate(results, start=1):
             failure = result if isinstance(result, Failure) else result.failure
@@ -290,6 +293,22 @@ def make_predict_step(training: Training, reading: Reading):
 
 
 # Files.
+
+
+def find(sources: Sequence[str | Path], *, outside: Path) -> tuple[list[tuple[Path, Path]], list[Failure]]:
+    """Finds the files to predict on as `convert.find` does, and which sources gave none.
+
+    Raises InputError if none gave any.
+    """
+    found, failures = [], []
+    for source in sources:
+        try:
+            found += convert.find([source], outside=outside)
+        except InputError as error:
+            failures.append(Failure(Path(source), str(error)))
+    if not found:
+        raise InputError("; ".join(failure.reason for failure in failures))
+    return found, failures
 
 
 def name_files(found: Iterable[tuple[Path, Path]]) -> list[File]:

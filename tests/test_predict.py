@@ -353,6 +353,25 @@ def test_bad_files_among_good_ones(segmenter, tmp_path, capsys):
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
 
 
+def test_absent_and_empty_sources_fail_and_the_rest_is_predicted_on(segmenter, tmp_path, capsys):
+    network, files, _, _ = segmenter
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "export").mkdir()
+    shutil.copy(files[0], tmp_path / "export" / "IM0001")
+    sources = [files[1], tmp_path / "absent.png", tmp_path / "empty", tmp_path / "export"]
+    out = tmp_path / "out"
+    assert predict.predict(network, sources, out) == 2
+    assert [row["file"] for row in _rows(out)] == [str(files[1]), str(tmp_path / "export" / "IM0001")]
+    absent, empty = _rows(out, "failed.csv")
+    assert absent["file"] == str(tmp_path / "absent.png") and "no such file" in absent["reason"]
+    assert empty["file"] == str(tmp_path / "empty") and "holds no image" in empty["reason"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mediax: ")]
+    assert lines == [f"mediax: {row['reason']}" for row in (absent, empty)]
+    with pytest.raises(InputError, match=r"absent.png: no such file or folder; .*empty: holds no image"):
+        predict.predict(network, sources[1:3], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_command_that_is_killed_leaves_no_table_and_nothing_half_written(segmenter, tmp_path, monkeypatch):
     network, files, _, _ = segmenter
     out = tmp_path / "out"
