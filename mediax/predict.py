@@ -7,6 +7,7 @@ DIR gets, of every file in its own pixels:
   boxes.json                  all boxes, as COCO's result files have them
   points.csv                  all points
   failed.csv                  the files that could not be read or are not there, and why
+Masks are empty outside of a fundus photograph's field of view, if the dataset of the run knows that of its images.
 A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
 The tables are written last: where predictions.csv is, the command has come to its end. Nothing names a patient but the
 files' own names.
@@ -31,6 +32,7 @@ import jax
 import numpy as np
 
 from mediax import (
+    annotations,
     builder,
     convert,
     dicom_segmentation,
@@ -217,7 +219,9 @@ class Network:
                     size = each["image"].shape[:2]
                     findings = task.findings(predictions[name], calibration, row, size)
                     original_size = tuple(each["original_size"].tolist())
-                    found[row].append(findings.moved_back(each["geometry"], size, original_size).named(prefix))
+                    findings = findings.moved_back(each["geometry"], size, original_size)
+                    # Outside of it, where the loss and the metrics do not look, a network says anything.
+                    found[row].append(findings.inside(each.get("original_field_of_view")).named(prefix))
         return [joined(each) for each in found]
 
     def _run(self, stream: str, pictures: Sequence[np.ndarray]) -> Tree:
@@ -357,9 +361,11 @@ def displayed(path: Path, *, channels: int | None = None) -> np.ndarray:
 def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any]:
     """Makes of a file what a built record of the dataset holds: image u8[h,w,C] or f32[h,w,C], and where it came from.
 
-    `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. A
-    file that the dataset's own `load` does not read, being of another format than its images are, or that has more bits
-    than they have, is taken as a viewer shows it.
+    `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. Of
+    a dataset whose records have a field of view, so has the example, computed from the image: `field_of_view`
+    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W]. A file that the dataset's own `load` does
+    not read, being of another format than its images are, or that has more bits than they have, is taken as a viewer
+    shows it.
 
     Raises InputError for a grey file where the dataset is in colour, and the reverse.
     """
@@ -378,7 +384,14 @@ def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any
     fit = of.fit(pixels)
     stored = images.decode(of.encode(fit.image(pixels)))
     (height, width), (top, left) = fit.scaled(), fit.offset()
-    return {
+    seen = {}
+    if "field_of_view" in of.features():
+        whole = annotations.field_of_view(pixels)
+        seen = {
+            "field_of_view": fit.image(whole[..., None], nearest=True)[..., 0],
+            "original_field_of_view": whole,
+        }
+    return seen | {
         "image": stored if stored.dtype == np.uint8 else np.float32(stored) / np.float32(np.iinfo(stored.dtype).max),
         "geometry": np.array([[width / fit.width, 0, left], [0, height / fit.height, top], [0, 0, 1]], np.float64),
         "original_size": np.array([fit.height, fit.width], np.int32),
