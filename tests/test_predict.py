@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
+import runs
 from PIL import Image
 
-from mediax import catalog, dicom, experiment, images, outlines, predict, rle, run, transforms
+from mediax import catalog, dicom, images, outlines, predict, rle, transforms
 from mediax.builder import Records
 from mediax.errors import InputError
 from mediax.findings import Box, Findings, mask_of_box
@@ -33,26 +34,6 @@ DETECTOR = {
 }
 
 
-def _run(root, backbone, dataset, phantom, tasks):
-    """Trains for two steps on a phantom; returns the run's folder and the phantom's raw and built folders."""
-    stream = {"dataset": dataset, "build": {"size": 48}, "batch_size": 4, "max_boxes": 8, "tasks": tasks}
-    config = {
-        "steps": 2,
-        "evaluate_every": 2,
-        "checkpoint_every": 2,
-        "backbone": backbone,
-        "streams": {dataset: stream},
-        "evaluations": {"test": {"split": "test", "during_training": True}},
-        "best": {"metric": "test/loss", "mode": "min"},
-        "resamples": 0,
-        "phantom": {dataset: phantom},
-    }
-    folders = experiment.Folders(None, root / "data", root / "run")
-    run.run(experiment.complete(config), folders, mode="train", arguments=[])
-    (raw,) = (root / "data" / "mediax_phantoms").glob(f"{dataset}-*")
-    return root / "run", raw
-
-
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
     """A run that classifies and segments SIIM-ACR's phantom, whose radiographs are DICOM; then its data is taken away.
@@ -62,7 +43,7 @@ def segmenter(tmp_path_factory):
     root = tmp_path_factory.mktemp("segmenter")
     tasks = {"classification": {}, "segmentation": {"head": {"name": "unet", "widths": (8, 8, 8, 8)}}}
     phantom = {"count": 12, "test_count": 4, "size": 64}
-    workdir, raw = _run(root, ENCODER, "siim_acr", phantom, tasks)
+    workdir, raw = runs.train(root, ENCODER, "siim_acr", phantom, tasks)
     module = catalog.load("datasets", "siim_acr")
     (info,) = raw.glob("siim_acr/*/*/dataset_info.json")
     records = Records(info.parent, "test")
@@ -79,7 +60,7 @@ def detector(tmp_path_factory):
     """A run that detects nodules on NODE21's phantom, and its MetaImage files; its data is gone."""
     root = tmp_path_factory.mktemp("detector")
     tasks = {"detection": {"head": DETECTOR, "shown": 0.0}}
-    workdir, raw = _run(root, RESNET, "node21", {"count": 12, "size": 64}, tasks)
+    workdir, raw = runs.train(root, RESNET, "node21", {"count": 12, "size": 64}, tasks)
     files = [shutil.copy(path, root) for path in sorted(raw.rglob("*.mha"))[:3]]
     shutil.rmtree(root / "data")
     return workdir, files
