@@ -110,30 +110,36 @@ def _load(
 def find(sources: Sequence[str | Path], *, outside: Path) -> Iterator[tuple[Path, Path]]:
     """Yields (file, its place below the folder that was named) of the named files and of the images in named folders.
 
-    What lies in the folder `outside`, where results go, is no source.
+    Images are known by their suffixes, DICOM files without one by their content. What lies in the folder `outside`,
+    where results go, is no source.
 
     Raises:
       InputError: nothing of that name, or a folder without images.
     """
     for source in map(Path, sources):
-        if not source.is_dir():
-            if not source.exists():
-                raise InputError(f"{source}: no such file or folder")
+        if source.is_dir():
+            yield from find_in(source, outside=outside)
+        elif source.exists():
             yield source, Path(source.name)
-            continue
-        # Results in a folder above the sources, or in another one, are none of them.
-        inside = source.resolve() in (outside, *outside.parents)
-        found = [
-            path
-            for path in sorted(source.rglob("*"))
-            if path.name.lower().endswith(images.SUFFIXES)
-            and path.is_file()
-            and not (inside and outside in path.resolve().parents)
-        ]
-        if not found:
-            raise InputError(f"{source}: holds no image; expected files that end in {', '.join(images.SUFFIXES)}")
-        for path in found:
-            yield path, path.relative_to(source)
+        else:
+            raise InputError(f"{source}: no such file or folder")
+
+
+def find_in(folder: Path, *, outside: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields (file, its place below the folder) of the images in a folder, as `find` does."""
+    # Results in a folder above the sources, or in another one, are none of them.
+    inside = folder.resolve() in (outside, *outside.parents)
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not (inside and outside in path.resolve().parents) and images.may_be_image(path)
+    ]
+    if not found:
+        raise InputError(
+            f"{folder}: holds no image; expected DICOM files, or files that end in {', '.join(images.SUFFIXES)}"
+        )
+    for path in found:
+        yield path, path.relative_to(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

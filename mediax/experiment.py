@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -611,6 +611,7 @@ def balanced_weights(labels: np.ndarray, *, exclusive: bool = False) -> list[lis
 def _stream(
     name: str, spec: Mapping[str, Any], tasks: Mapping[str, Any], config: Mapping[str, Any], sources: Sources
 ) -> Stream:
+    _check_flips(name, spec["transform"], tasks)
     source = sources.open(spec["dataset"], spec["build"], spec["split"])
     read = sources.read(spec["dataset"], spec["read"])
     seed = data.seed_of(config["seed"], name)
@@ -630,6 +631,18 @@ def _stream(
         process=_process(),
     )
     return Stream(name, tasks, batches, spec["batch_size"])
+
+
+def _check_flips(stream: str, steps: Iterable[Mapping[str, Any]], tasks: Mapping[str, Any]) -> None:
+    """Raises InputError if a random flip would turn what a task tells apart as left and right, whose names stay."""
+    flips = [step for step in steps if step.get("name") == "random_flip"]
+    for option, opposites in zip(("vertical", "horizontal"), inference.OPPOSITES):
+        for task, one in tasks.items() if any(flip.get(option) for flip in flips) else ():
+            if sides := inference.exchanged_names(inference.names_of(one), opposites):
+                raise InputError(
+                    f"config field streams.{stream}.transform: random_flip mirrors {sides} of the task {task!r} "
+                    f"({option}), but their names stay; leave it out"
+                )
 
 
 def _training_batches(source, read, position: int, **options):

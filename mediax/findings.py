@@ -67,6 +67,12 @@ class Findings:
             points={name: tuple(row) for name, row in zip(self.points, (points / original_size).tolist())},
         )
 
+    def inside(self, field_of_view: np.ndarray | None) -> "Findings":
+        """Leaves out of the masks what lies outside of a field of view u8[H,W]; None is the whole image."""
+        if field_of_view is None:
+            return self
+        return dataclasses.replace(self, masks={name: mask & (field_of_view > 0) for name, mask in self.masks.items()})
+
     def named(self, prefix: str) -> "Findings":
         """Puts a prefix before every name, to tell the findings of several tasks apart."""
 

@@ -121,6 +121,23 @@ def is_dicom(data: bytes, path: Path) -> bool:
     return data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
+def may_be_image(path: Path) -> bool:
+    """Whether a file's name ends as images do, or has no ending and DICOM's preamble before it, as archives export.
+
+    A number is no ending: such files are often called by a DICOM identifier. A DICOMDIR lists images and is none. Of a
+    file that cannot be opened, reading it will say why.
+    """
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    if path.suffix.strip(".0123456789") or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
+
+
 def is_plain(data: bytes, channels: int) -> bool:
     """Whether a file is an 8-bit PNG or JPEG of that many channels, which `decode` reads as it is."""
     try:

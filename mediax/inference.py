@@ -6,11 +6,17 @@ last flush with the image's border, each output weighted by a Gaussian whose sig
 side shorter than the window's is padded with zeros, black, as transforms pad, and cut to size again.
 
 A task says by its `image_axes` which axes of its outputs are the rows and the columns of the image: two, or none where
-an output is of the image as a whole. A task without that attribute has outputs that cannot be put together.
+an output is of the image as a whole. A task without that attribute has outputs that cannot be put together, unless it
+turns those of a mirrored image back itself, in a method `mirrored`, for flips alone.
+
+In an image whose columns are turned, what is called left is seen where the right is. So of a task that names the last
+axis of its outputs, by `output_names`, those of names that are each other's with Left and Right exchanged trade places,
+and with Up and Down if rows are turned.
 """
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +32,7 @@ from mediax.model import Model, Tree
 
 FLIPS = {"horizontal": (False, True), "vertical": (True, False), "both": (True, True)}  # whether (rows, columns) turn
 ROWS_AND_COLUMNS = (1, 2)  # of images f32[B,H,W,C]
+OPPOSITES = ({"up": "down", "down": "up"}, {"left": "right", "right": "left"})  # words, if (rows, columns) turn
 SIGMA = 1 / 8  # of a window's side
 
 Network = Callable[[jax.Array], dict[str, jax.Array]]  # images f32[B,H,W,C] -> the outputs of each task
@@ -64,7 +71,7 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
     for name, task in tasks.items():
         axes = getattr(task, "image_axes", None)
         advice = f"or name other tasks in {field}.tasks"
-        if views.flips and axes is None:
+        if views.flips and axes is None and not hasattr(task, "mirrored"):
             raise InputError(
                 f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and averaged; "
                 f"leave it empty, {advice}"
@@ -97,7 +104,7 @@ def forward(
     if views.shift:
         network = _with_shifts(network, views.shift)
     if views.flips:
-        network = _with_flips(network, views.flips, axes)
+        network = _with_flips(network, views.flips, tasks)
     if views.window:
         network = _in_windows(network, views.window, views.overlap, axes)
     return network(batch["image"])
@@ -114,18 +121,53 @@ def _with_shifts(network: Network, shift: int) -> Network:
     return averaged
 
 
-def _with_flips(network: Network, flips: Sequence[str], axes: Mapping[str, Sequence[int]]) -> Network:
+def _with_flips(network: Network, flips: Sequence[str], tasks: Mapping[str, Any]) -> Network:
     """The mean of what a network says of images and of their mirrored copies."""
     turns = jnp.array([(False, False), *(FLIPS[flip] for flip in flips)])
 
     def averaged(image: jax.Array) -> dict[str, jax.Array]:
         def turned(turn: jax.Array) -> dict[str, jax.Array]:
             outputs = network(_mirrored(image, turn, ROWS_AND_COLUMNS))
-            return {name: _mirrored(output, turn, axes[name]) for name, output in outputs.items()}
+            return {name: _turned_back(tasks[name], output, turn) for name, output in outputs.items()}
 
         return _mean(turned, turns)
 
     return averaged
+
+
+def _turned_back(task: Any, output: jax.Array, turn: jax.Array) -> jax.Array:
+    """What a task would say of images, from what it says of their mirrored copies."""
+    if hasattr(task, "mirrored"):
+        return task.mirrored(output, turn)
+    output = _mirrored(output, turn, getattr(task, "image_axes", ()))
+    return exchanged(output, turn, getattr(task, "output_names", ()), -1)
+
+
+def exchanged(output: jax.Array, turn: jax.Array, names: Sequence[str], axis: int) -> jax.Array:
+    """Lets opposite names of an output's `axis` trade places where `turn` bool[2], (rows, columns), says so."""
+    for turned, opposites in zip(turn, OPPOSITES):
+        order = partners(names, opposites)
+        if order != [*range(len(names))]:
+            output = jnp.where(turned, jnp.take(output, jnp.array(order), axis), output)
+    return output
+
+
+def partners(names: Sequence[str], opposites: Mapping[str, str]) -> list[int]:
+    """For each name the index of the one with `opposites` exchanged; its own where there is no such name."""
+    lower = [name.lower() for name in names]
+    opposite = [re.sub("[a-z]+", lambda word: opposites.get(word[0], word[0]), name) for name in lower]
+    return [lower.index(name) if name in lower else index for index, name in enumerate(opposite)]
+
+
+def exchanged_names(names: Sequence[str], opposites: Mapping[str, str]) -> list[str]:
+    """Those of the names that trade places with another one."""
+    return [name for index, name in enumerate(names) if partners(names, opposites)[index] != index]
+
+
+def names_of(task: Any) -> Sequence[str]:
+    """What a task tells apart: the names of its outputs or of its boxes, none if it names nothing."""
+    found = (getattr(task, attribute, ()) for attribute in ("output_names", "names", "box_classes"))
+    return next(filter(None, found), ())
 
 
 def _mean(outputs_of: Callable[[jax.Array], dict[str, jax.Array]], views: jax.Array) -> dict[str, jax.Array]:

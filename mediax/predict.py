@@ -6,7 +6,9 @@ DIR gets, of every file in its own pixels:
   masks/<name>/<structure>.png    0 and 255; beside them <name>_seg.dcm, if the file is DICOM and highdicom installed
   boxes.json                  all boxes, as COCO's result files have them
   points.csv                  all points
-  failed.csv                  the files that could not be read, and why
+  failed.csv                  the files that could not be read or are not there, and why
+Masks are empty outside of a fundus photograph's field of view, if the dataset of the run knows that of its images.
+A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
 The tables are written last: where predictions.csv is, the command has come to its end. Nothing names a patient but the
 files' own names.
 """
@@ -30,6 +32,7 @@ import jax
 import numpy as np
 
 from mediax import (
+    annotations,
     builder,
     convert,
     dicom_segmentation,
@@ -101,21 +104,26 @@ def predict(network: "Network", sources: Sequence[str | Path], out: Path) -> int
       out: where results go.
 
     Returns:
-      How many files failed; each is named on stderr and in failed.csv.
+      How many files failed, absent ones and folders without images among them; each is named on stderr and in
+      failed.csv.
 
     Raises:
-      InputError: no file to predict on, or no place to write to.
+      InputError: no file at all to predict on, or no place to write to.
     """
-    files = name_files(convert.find(sources, outside=out.resolve()))
+    found, failures = find(sources, outside=out.resolve())
+    files = name_files(found)
     with naming_file(out):
         out.mkdir(parents=True, exist_ok=True)
         for table in TABLES:
             (out / table).unlink(missing_ok=True)
+    for note in network.notes():
+        print(f"mediax: {note}", file=sys.stderr, flush=True)
     workers = len(os.sched_getaffinity(0))
     opened = builder.in_order(network.open, files, workers)
     results = builder.in_order(Writer(out, network.version), network.results(opened), workers)
     done: list[Result] = []
-    failures: list[Failure] = []
+    for failure in failures:
+        print(f"mediax: {failure.reason}", file=sys.stderr, flush=True)
     with Progress(len(files)) as progress:
         for number, result in enumerate(results, start=1):
             failure = result if isinstance(result, Failure) else result.failure
@@ -166,6 +174,16 @@ class Network:
         }
         self.version = f"{workdir.name}, step {step}"
 
+    def notes(self) -> list[str]:
+        """What a task does with files otherwise than with the images of a dataset, a sentence each."""
+        tasks = [task for reading in self._readings.values() for task in reading.tasks.values()]
+        return [
+            f"task {task.name!r}: `pairs` is not used: files name no patients, so each is graded by itself, by "
+            "thresholds for single images"
+            for task in tasks
+            if getattr(task, "pairs", False)
+        ]
+
     def open(self, file: File) -> Opened | Failure:
         """Reads a file as the run's datasets read theirs; in a thread."""
         try:
@@ -201,7 +219,9 @@ class Network:
                     size = each["image"].shape[:2]
                     findings = task.findings(predictions[name], calibration, row, size)
                     original_size = tuple(each["original_size"].tolist())
-                    found[row].append(findings.moved_back(each["geometry"], size, original_size).named(prefix))
+                    findings = findings.moved_back(each["geometry"], size, original_size)
+                    # Outside of it, where the loss and the metrics do not look, a network says anything.
+                    found[row].append(findings.inside(each.get("original_field_of_view")).named(prefix))
         return [joined(each) for each in found]
 
     def _run(self, stream: str, pictures: Sequence[np.ndarray]) -> Tree:
@@ -279,6 +299,22 @@ def make_predict_step(training: Training, reading: Reading):
 # Files.
 
 
+def find(sources: Sequence[str | Path], *, outside: Path) -> tuple[list[tuple[Path, Path]], list[Failure]]:
+    """Finds the files to predict on as `convert.find` does, and which sources gave none.
+
+    Raises InputError if none gave any.
+    """
+    found, failures = [], []
+    for source in sources:
+        try:
+            found += convert.find([source], outside=outside)
+        except InputError as error:
+            failures.append(Failure(Path(source), str(error)))
+    if not found:
+        raise InputError("; ".join(failure.reason for failure in failures))
+    return found, failures
+
+
 def name_files(found: Iterable[tuple[Path, Path]]) -> list[File]:
     """Gives every file, once, a name of its own for its results, from its place below the named folder."""
     files: dict[str, File] = {}
@@ -325,9 +361,11 @@ def displayed(path: Path, *, channels: int | None = None) -> np.ndarray:
 def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any]:
     """Makes of a file what a built record of the dataset holds: image u8[h,w,C] or f32[h,w,C], and where it came from.
 
-    `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. A
-    file that the dataset's own `load` does not read, being of another format than its images are, or that has more bits
-    than they have, is taken as a viewer shows it.
+    `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. Of
+    a dataset whose records have a field of view, so has the example, computed from the image: `field_of_view`
+    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W]. A file that the dataset's own `load` does
+    not read, being of another format than its images are, or that has more bits than they have, is taken as a viewer
+    shows it.
 
     Raises InputError for a grey file where the dataset is in colour, and the reverse.
     """
@@ -346,7 +384,14 @@ def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any
     fit = of.fit(pixels)
     stored = images.decode(of.encode(fit.image(pixels)))
     (height, width), (top, left) = fit.scaled(), fit.offset()
-    return {
+    seen = {}
+    if "field_of_view" in of.features():
+        whole = annotations.field_of_view(pixels)
+        seen = {
+            "field_of_view": fit.image(whole[..., None], nearest=True)[..., 0],
+            "original_field_of_view": whole,
+        }
+    return seen | {
         "image": stored if stored.dtype == np.uint8 else np.float32(stored) / np.float32(np.iinfo(stored.dtype).max),
         "geometry": np.array([[width / fit.width, 0, left], [0, height / fit.height, top], [0, 0, 1]], np.float64),
         "original_size": np.array([fit.height, fit.width], np.int32),

@@ -130,10 +130,13 @@ def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calib
     evaluation = scored.evaluation
     task = evaluation.tasks[scored.task]
     name = evaluation.name if len(evaluation.tasks) == 1 else f"{evaluation.name}_{scored.task}"
-    predictions, targets, _ = evaluate.cases(evaluation, rows, scored.task)
+    predictions, targets, groups = evaluate.cases(evaluation, rows, scored.task)
     if hasattr(task, "draw"):  # of curves; not every task has some
         task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
-    task.draw_samples(workdir, name, rows.images, rows.predictions[scored.task], rows.targets[scored.task], calibration)
+    # What is decided by a patient's other images, too, is drawn as it was scored.
+    patients = {"groups": groups} if getattr(task, "pairs", False) else {}
+    of_rows = rows.predictions[scored.task], rows.targets[scored.task]
+    task.draw_samples(workdir, name, rows.images, *of_rows, calibration, **patients)
 
 
 def _save_predictions(folder: Path, scored: evaluate.Score, rows: evaluate.Collected) -> None:

@@ -240,8 +240,8 @@ def random_flip(
 
     `horizontal` has no default on purpose. A chest radiograph is not symmetric: mirrored, the heart is on the wrong
     side (dextrocardia, a finding) and what is named left or right trades places, while the names of labels, mask
-    channels and keypoints stay. A mirrored fundus photograph is one of the other eye: harmless unless laterality
-    matters.
+    channels and keypoints stay; `experiment.compose` refuses it where a task tells the two apart. A mirrored fundus
+    photograph is one of the other eye: harmless unless laterality matters.
     """
     scale_x, x = (-1.0, float(width)) if rng.random() < horizontal else (1.0, 0.0)
     scale_y, y = (-1.0, float(height)) if rng.random() < vertical else (1.0, 0.0)

@@ -164,3 +164,20 @@ def test_results_above_the_sources_hide_none(tmp_path):
     assert _convert(tmp_path / "study", "--to", tmp_path, "--format", "tif") == 0
     assert (tmp_path / "a.tif").is_file()
     assert [path.name for path, _ in convert.find([tmp_path], outside=tmp_path / "study")] == ["a.tif"]
+
+
+def test_dicom_files_without_a_suffix_are_found_by_their_content(tmp_path):
+    source = tmp_path / "export"
+    (source / "ST000001").mkdir(parents=True)
+    for name in ("IM0001", "1.2.840.10008.5", "ST000001/IM0002", "b.dcm"):
+        dicom.write(tmp_path / "a.dcm", GREY)
+        (tmp_path / "a.dcm").rename(source / name)
+    dicom.write(source / "series.txt", GREY)  # another ending is no image's, whatever the content
+    dicom.write(source / "DICOMDIR", GREY)  # lists files, and is no image itself
+    (source / "empty").touch()
+    (source / "README").write_text("no image " * 40)
+    assert _convert(source, "--to", tmp_path / "to", "--format", "png", "--verify") == 0
+    found = [str(path.relative_to(tmp_path / "to")) for path in sorted((tmp_path / "to").rglob("*.png"))]
+    assert found == ["1.2.840.10008.5.png", "IM0001.png", "ST000001/IM0002.png", "b.png"]
+    np.testing.assert_array_equal(images.read(tmp_path / "to/IM0001.png"), GREY)
+    assert images.may_be_image(source / "unreadable")  # so that it is tried, and what is wrong is said

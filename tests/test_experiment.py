@@ -427,6 +427,27 @@ def test_slices_that_share_patients_are_refused(folders, training, monkeypatch):
     experiment.compose(config, folders)
 
 
+def test_flips_of_what_is_called_left_and_right_are_refused():
+    lungs = SimpleNamespace(output_names=("Left Lung", "Right Lung", "Heart"))
+    organs = SimpleNamespace(names=("Heart", "right lung", "left lung"))
+    ways = SimpleNamespace(output_names=("Orientation Up", "Orientation Down"))
+    flip = {"name": "random_flip", "horizontal": 0.5}
+    for task, steps, words in (
+        (
+            lungs,
+            [{"name": "resize", "size": 8}, flip],
+            r"streams\.a\.transform: .*\['Left Lung', 'Right Lung'\] .*horiz",
+        ),
+        (organs, [flip], r"\['right lung', 'left lung'\] of the task 'x'"),
+        (ways, [flip | {"vertical": 1}], r"\['Orientation Up', 'Orientation Down'\] of the task 'x' \(vertical\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            experiment._check_flips("a", steps, {"x": task})
+    experiment._check_flips("a", [flip | {"horizontal": 0.0, "vertical": 0.5}], {"x": lungs})
+    heart = SimpleNamespace(box_classes=("Heart", "Left Ventricle"))
+    experiment._check_flips("a", [flip], {"x": heart, "y": ways, "z": SimpleNamespace()})
+
+
 def test_an_evaluation_names_what_the_task_finds(training):
     detection = SimpleNamespace(box_classes=("Aortic Enlargement", "Mass"))
     names = {"classes": (), "box_classes": ("Mass", "Nodule")}

@@ -15,6 +15,7 @@ from mediax.errors import InputError
 from mediax.inference import Views
 from mediax.model import Model, part
 from mediax.predict import make_predict_step
+from mediax.tasks.box_regression import Task as BoxRegression
 from mediax.tasks.classification import Task as Classification
 from mediax.tasks.regression import Task as Regression
 from mediax.tasks.segmentation import Task as Segmentation
@@ -160,6 +161,74 @@ def test_flips_of_windows_are_the_mean_of_windows_of_mirrored_copies():
     straight = _see(tasks, image, views, side=3)["pixels"]
     mirrored = _see(tasks, image[:, :, ::-1], views, side=3)["pixels"][:, :, :, ::-1]
     np.testing.assert_allclose(seen, (straight + mirrored) / 2, rtol=1e-4, atol=1e-6)
+
+
+def _sees_sides(names):
+    """A network that calls what is bright left in the image by the first of `names`, right by the second."""
+
+    def apply(run, pyramid, batch):
+        bright = 100.0 * batch["image"][..., :1]
+        left = jnp.arange(bright.shape[2])[:, None] < bright.shape[2] // 2
+        background = [jnp.ones_like(bright)] if len(names) == 3 else []
+        return jnp.concatenate([*background, bright * left, bright * ~left], -1)[None]
+
+    return apply
+
+
+FLIPS = [("horizontal",), ("vertical",), ("both",), ("horizontal", "vertical", "both")]
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("names", [("Left Lung", "Right Lung"), ("lung_right", "lung_left")])
+def test_flips_of_an_ideal_network_change_nothing_left_or_right(flips, exclusive, names, monkeypatch):
+    task = Segmentation(name="a/lungs", structures=names, exclusive=exclusive)
+    monkeypatch.setattr(Segmentation, "parts", lambda self, channels: {})
+    monkeypatch.setattr(Segmentation, "apply", lambda self, *arguments: _sees_sides(self.output_names)(*arguments))
+    image = (_images(12, 20) > 0.7).astype(np.float32)
+    seen, whole = _see({"lungs": task}, image, Views(flips=flips)), _see({"lungs": task}, image)
+    np.testing.assert_allclose(seen["lungs"], whole["lungs"], atol=1e-5)
+    assert seen["lungs"].shape[-1] == 2 + exclusive
+
+
+def test_what_has_no_opposite_stays():
+    up, left = inference.OPPOSITES
+    names = ("Left Lung", "Heart", "Right Lung", "Left Clavicle", "Leftover", "Rightover")
+    assert inference.partners(names, left) == [2, 1, 0, 3, 4, 5]
+    ways = ("Orientation Up", "Orientation Down", "Orientation Left", "Orientation Right")
+    assert inference.partners(ways, left) == [0, 1, 3, 2] and inference.partners(ways, up) == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_flips_of_boxes_are_turned_back_and_averaged(flips, monkeypatch):
+    """Boxes of the two sides of an image, which lie by what is brightest there: an ideal network gives them always."""
+    task = BoxRegression(name="a/boxes", structures=("Left Lung", "Right Lung", "Heart"))
+
+    def apply(self, run, pyramid, batch):
+        def box(image):
+            bright = image[..., 0] > 0.5
+            rows, columns = jnp.indices(bright.shape)
+            low = [jnp.where(bright, place, 99).min() for place in (rows, columns)]
+            high = [jnp.where(bright, place, -1).max() + 1 for place in (rows, columns)]
+            return jnp.stack([*low, *high]) / jnp.tile(jnp.array(bright.shape), 2)
+
+        image, half = batch["image"], batch["image"].shape[2] // 2
+        columns = jnp.arange(2 * half)[:, None]
+        sides = [image * (columns < half), image * (columns >= half), image]
+        return jnp.stack([jax.vmap(box)(side) for side in sides], 1)
+
+    monkeypatch.setattr(BoxRegression, "parts", lambda self, channels: {})
+    monkeypatch.setattr(BoxRegression, "apply", apply)
+    image = np.zeros((2, 16, 20, 2), np.float32)
+    image[0, 3:6, 1:7] = image[0, 4:12, 13:18] = image[1, 1:15, 2:4] = image[1, 9:10, 11:20] = 1
+    whole, seen = _see({"boxes": task}, image)["boxes"], _see({"boxes": task}, image, Views(flips=flips))["boxes"]
+    np.testing.assert_allclose(whole[0], np.array([[3, 1, 6, 7], [4, 13, 12, 18], [3, 1, 12, 18]]) / [16, 20, 16, 20])
+    np.testing.assert_allclose(seen, whole, atol=1e-6)
+    inference.check(Views(flips=flips), {"boxes": task}, "evaluations.test")
+    with pytest.raises(InputError, match="shift: the outputs of the task 'boxes' are of places"):
+        inference.check(Views(shift=1), {"boxes": task}, "evaluations.test")
+    with pytest.raises(InputError, match="window: the outputs of the task 'boxes' have no pixels"):
+        inference.check(Views(window=(8, 8)), {"boxes": task}, "evaluations.test")
 
 
 @pytest.mark.parametrize("shift", [1, 3])

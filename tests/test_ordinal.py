@@ -1,6 +1,7 @@
 """The ordinal task: losses against formulas, thresholds against a full search, metrics against scikit-learn."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from PIL import Image
 from sklearn import metrics as reference
 
+from mediax import evaluate, figures, protocols, run
 from mediax.errors import InputError
 from mediax.tasks.ordinal import CRITERIA, Task, fellow_mean, grading, kappa_thresholds
 
@@ -190,6 +192,46 @@ def test_pairs_help_where_both_eyes_are_alike():
     assert kappas[True] > kappas[False] + 0.05
     with pytest.raises(InputError, match="'eye/grade': pairs needs the patient of each image"):
         make_task(pairs=True).calibrate(predictions, targets)
+
+
+def _pairs(seed=3, patients=200):
+    """Noisy grades of eyes that are alike, their labels and patients."""
+    rng = np.random.default_rng(seed)
+    true = np.repeat(rng.integers(0, 4, patients), 2)
+    grade = 1 + 0.5 * true + rng.normal(0, 0.6, 2 * patients)
+    return {"grade": grade.astype(np.float32)}, {"labels": np.eye(4)[true]}, np.repeat(np.arange(patients), 2)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_confusion_matrix_is_of_the_grades_that_are_scored(pairs, tmp_path, monkeypatch):
+    predictions, targets, groups = _pairs()
+    task, drawn = make_task(criterion="mse", pairs=pairs), {}
+    calibration = task.calibrate(predictions, targets, groups)
+    monkeypatch.setattr(figures, "confusion", lambda path, *arguments: drawn.update({path.name: arguments}))
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: drawn.update({path.name: options}))
+    images = np.zeros((6, 8, 8, 1), np.float32)
+    evaluation = SimpleNamespace(name="test", tasks={"grade": task}, protocol=protocols.get("eyepacs/kappa"))
+    collected = evaluate.Collected({"grade": predictions}, {"grade": targets}, {"patient_id": groups}, 0.0, images)
+    run._draw(tmp_path, evaluate.Score(evaluation, "grade", []), collected, calibration)
+    decided, true, _ = drawn["confusion_test.png"]
+    found = values_of(task.metrics(predictions, targets, calibration=calibration, groups=groups, resamples=0))
+    kappa = reference.cohen_kappa_score(true, decided, weights="quadratic")
+    assert found["quadratic_weighted_kappa"] == pytest.approx(kappa)
+    np.testing.assert_array_equal(drawn["samples_test.png"]["errors"], np.abs(decided - true)[:6])
+    alone = task.decide(predictions, calibration)
+    assert (decided != alone).any() == pairs
+
+
+def test_a_single_image_is_graded_as_without_pairs():
+    predictions, targets, groups = _pairs()
+    task, without = make_task(criterion="mse", pairs=True), make_task(criterion="mse")
+    calibration, alone = task.calibrate(predictions, targets, groups), without.calibrate(predictions, targets)
+    assert calibration["thresholds_alone"] == alone["thresholds"] != calibration["thresholds"]
+    for row in range(40):
+        assert task.findings(predictions, calibration, row, (8, 8)) == without.findings(predictions, alone, row, (8, 8))
+    del calibration["thresholds_alone"]
+    with pytest.raises(InputError, match=r"'eye/grade': the calibration lacks 'thresholds_alone'.*--mode=evaluate"):
+        task.findings(predictions, calibration, 0, (8, 8))
 
 
 @pytest.mark.parametrize("options", [{}, {"decision": "most_likely"}, {"criterion": "mse"}, {"pairs": True}], ids=str)

@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
+import runs
 from PIL import Image
 
-from mediax import catalog, dicom, experiment, images, outlines, predict, rle, run, transforms
+from mediax import catalog, dicom, images, outlines, predict, rle, transforms
 from mediax.builder import Records
 from mediax.errors import InputError
 from mediax.findings import Box, Findings, mask_of_box
@@ -33,26 +34,6 @@ DETECTOR = {
 }
 
 
-def _run(root, backbone, dataset, phantom, tasks):
-    """Trains for two steps on a phantom; returns the run's folder and the phantom's raw and built folders."""
-    stream = {"dataset": dataset, "build": {"size": 48}, "batch_size": 4, "max_boxes": 8, "tasks": tasks}
-    config = {
-        "steps": 2,
-        "evaluate_every": 2,
-        "checkpoint_every": 2,
-        "backbone": backbone,
-        "streams": {dataset: stream},
-        "evaluations": {"test": {"split": "test", "during_training": True}},
-        "best": {"metric": "test/loss", "mode": "min"},
-        "resamples": 0,
-        "phantom": {dataset: phantom},
-    }
-    folders = experiment.Folders(None, root / "data", root / "run")
-    run.run(experiment.complete(config), folders, mode="train", arguments=[])
-    (raw,) = (root / "data" / "mediax_phantoms").glob(f"{dataset}-*")
-    return root / "run", raw
-
-
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
     """A run that classifies and segments SIIM-ACR's phantom, whose radiographs are DICOM; then its data is taken away.
@@ -62,7 +43,7 @@ def segmenter(tmp_path_factory):
     root = tmp_path_factory.mktemp("segmenter")
     tasks = {"classification": {}, "segmentation": {"head": {"name": "unet", "widths": (8, 8, 8, 8)}}}
     phantom = {"count": 12, "test_count": 4, "size": 64}
-    workdir, raw = _run(root, ENCODER, "siim_acr", phantom, tasks)
+    workdir, raw = runs.train(root, ENCODER, "siim_acr", phantom, tasks)
     module = catalog.load("datasets", "siim_acr")
     (info,) = raw.glob("siim_acr/*/*/dataset_info.json")
     records = Records(info.parent, "test")
@@ -79,7 +60,7 @@ def detector(tmp_path_factory):
     """A run that detects nodules on NODE21's phantom, and its MetaImage files; its data is gone."""
     root = tmp_path_factory.mktemp("detector")
     tasks = {"detection": {"head": DETECTOR, "shown": 0.0}}
-    workdir, raw = _run(root, RESNET, "node21", {"count": 12, "size": 64}, tasks)
+    workdir, raw = runs.train(root, RESNET, "node21", {"count": 12, "size": 64}, tasks)
     files = [shutil.copy(path, root) for path in sorted(raw.rglob("*.mha"))[:3]]
     shutil.rmtree(root / "data")
     return workdir, files
@@ -351,6 +332,25 @@ def test_bad_files_among_good_ones(segmenter, tmp_path, capsys):
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     assert predict.predict(network, [folder], out) == 3  # what lies in the folder of results is no source
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
+
+
+def test_absent_and_empty_sources_fail_and_the_rest_is_predicted_on(segmenter, tmp_path, capsys):
+    network, files, _, _ = segmenter
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "export").mkdir()
+    shutil.copy(files[0], tmp_path / "export" / "IM0001")
+    sources = [files[1], tmp_path / "absent.png", tmp_path / "empty", tmp_path / "export"]
+    out = tmp_path / "out"
+    assert predict.predict(network, sources, out) == 2
+    assert [row["file"] for row in _rows(out)] == [str(files[1]), str(tmp_path / "export" / "IM0001")]
+    absent, empty = _rows(out, "failed.csv")
+    assert absent["file"] == str(tmp_path / "absent.png") and "no such file" in absent["reason"]
+    assert empty["file"] == str(tmp_path / "empty") and "holds no image" in empty["reason"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mediax: ")]
+    assert lines == [f"mediax: {row['reason']}" for row in (absent, empty)]
+    with pytest.raises(InputError, match=r"absent.png: no such file or folder; .*empty: holds no image"):
+        predict.predict(network, sources[1:3], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_command_that_is_killed_leaves_no_table_and_nothing_half_written(segmenter, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog, figures, metrics
+from mediax import catalog, figures, inference, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Box, Findings
@@ -78,6 +78,14 @@ class Task:
         """
         outputs = run(f"head/{self.name}", pyramid).astype(jnp.float32)
         return boxes.corners(jax.nn.sigmoid(outputs.reshape(len(outputs), len(self.names), 4)))
+
+    def mirrored(self, predicted: jax.Array, turn: jax.Array) -> jax.Array:
+        """Turns the boxes f32[B,K,4] of images back whose (rows, columns) are mirrored where `turn` bool[2] says so.
+
+        Boxes of classes that differ by left and right trade places; see `mediax.inference`.
+        """
+        back = jnp.where(jnp.tile(turn, 2), 1 - predicted[..., jnp.array([2, 3, 0, 1])], predicted)
+        return inference.exchanged(back, turn, self.names, 1)
 
     def count(self, batch: Batch) -> jax.Array:
         """Counts what the loss averages over: the known boxes."""

@@ -62,6 +62,11 @@ class Task:
             )
         self._head()  # checks the name and the options
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the last axis of the outputs is called, K names."""
+        return tuple(self.classes)
+
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
         head, options = self._head()

@@ -4,6 +4,7 @@ Every criterion leads to one number, the expected grade; thresholds between the 
 grade that is unknown leaves the image out.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ class Task:
     `decision` is how the expected grade becomes a grade: "kappa", by thresholds that maximise quadratic weighted kappa
     on the calibrating split; "nearest", by rounding; "most_likely", the grade of the highest probability instead.
     `pairs` moves each expected grade towards that of the patient's other images (the fellow eye), by a linear blend
-    that is fitted on the calibrating split. Raises InputError for options that do not fit.
+    that is fitted on the calibrating split; `findings` grades an image by itself, by thresholds chosen without the
+    blend. Raises InputError for options that do not fit.
     """
 
     name: str
@@ -123,7 +125,8 @@ class Task:
         """Chooses on validation data whatever `metrics` must not choose on test data.
 
         `blend` is (own, fellow, constant), the weights by least squares of an image's expected grade and of the mean of
-        the patient's other images; `thresholds` are K - 1 ascending grades; `shares` is how often each grade is.
+        the patient's other images; `thresholds` are K - 1 ascending grades; `shares` is how often each grade is. With
+        `pairs`, `thresholds_alone` are those of images whose patient's other images are not known.
         Where no grade is known thresholds lie halfway between the grades. Raises InputError for `pairs` without
         `groups`, the patient of each row.
         """
@@ -138,6 +141,9 @@ class Task:
         if self.decision == "kappa":
             grade = self._blended(predictions, calibration, groups)
             calibration["thresholds"] = kappa_thresholds(grade[known], true, len(self.classes))
+        if self.pairs:
+            alone = self._alone().calibrate(predictions, targets)
+            calibration["thresholds_alone"] = alone["thresholds"]
         return calibration
 
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -193,14 +199,15 @@ class Task:
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
+        groups: Sequence | None = None,
     ) -> None:
         """Draws the confusion matrix of the split, and a sheet of its first `images` f32[N,H,W,C], worst first.
 
-        Without patients at hand every image is graded by itself here, also with `pairs`.
+        The grades are those that `metrics` scores, so `pairs` needs `groups`, the patient of each row.
         """
-        decided, true = self.decide(predictions, calibration), _grades(targets["labels"])
+        decided, true = self.decide(predictions, calibration, groups), _grades(targets["labels"])
         figures.confusion(folder / f"confusion_{name}.png", decided, true, self.classes)
-        count = len(images)
+        count, blended = len(images), self._blended(predictions, calibration, groups)
         figures.samples(
             folder / f"samples_{name}.png",
             images,
@@ -208,19 +215,33 @@ class Task:
             errors=np.where(true < 0, np.nan, np.abs(decided - true))[:count],
             captions=[
                 f"grade {called} ({'unknown' if grade < 0 else f'true {grade}'}), expected {expected:.1f}"
-                for called, grade, expected in zip(decided[:count], true, predictions["grade"])
+                for called, grade, expected in zip(decided[:count], true, blended)
             ],
         )
 
     def findings(
         self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
     ) -> Findings:
-        """Says of image `row` its expected grade and which grade that is called; by itself, also with `pairs`."""
+        """Says of image `row` its expected grade and which grade that is called, by itself, without the blend of pairs.
+
+        Raises InputError if `calibration` was made before it held thresholds of single images.
+        """
+        if self.pairs and "thresholds_alone" not in calibration:
+            raise InputError(
+                f"task {self.name!r}: the calibration lacks 'thresholds_alone', the thresholds of single images; write "
+                "it again with --mode=evaluate"
+            )
+        if self.pairs:
+            calibration = {"thresholds": calibration["thresholds_alone"]}
         one = {name: array[row : row + 1] for name, array in predictions.items()}
-        called = np.arange(len(self.classes)) == self.decide(one, calibration)[0]
+        called = np.arange(len(self.classes)) == self._alone().decide(one, calibration)[0]
         return Findings(
             scores={"grade": float(predictions["grade"][row])}, decisions=dict(zip(self.classes, called.tolist()))
         )
+
+    def _alone(self) -> "Task":
+        """The task that grades every image by itself."""
+        return dataclasses.replace(self, pairs=False)
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "pooled")
