@@ -6,7 +6,7 @@ import pytest
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
-SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1}
+SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1, "O": 1}
 
 
 def _field(name, **sizes):

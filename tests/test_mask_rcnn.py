@@ -13,6 +13,7 @@ from references.detectors import CLASSES, SIZE
 from mediax.backbones import resnet
 from mediax.errors import InputError
 from mediax.heads import mask_rcnn
+from mediax.operators import paste
 
 EVERYTHING = 10**6
 SMALL = {
@@ -33,8 +34,10 @@ LOSSES = {  # torchvision's names and ours
 
 
 def targets():
-    return detectors.targets() | {
-        "masks": jnp.asarray((seeded.normal("masks", (2, *SIZE, CLASSES)) > -0.3).astype(np.uint8)),
+    known = detectors.targets()
+    masks = jnp.asarray((seeded.normal("masks", (2, *SIZE, CLASSES)) > -0.3).astype(np.uint8))
+    return known | {
+        "box_masks": jax.vmap(paste.class_inside)(masks, known["boxes"], known["box_labels"]),
         "mask_valid": jnp.ones((2, CLASSES), bool),
     }
 
