@@ -94,3 +94,14 @@ def test_boxes_are_padded_to_one_number():
     assert pad_boxes({"id": "a"}, 3) == {"id": "a"}
     with pytest.raises(InputError, match=r"image 'a' has 2 boxes, the config field max_boxes of its stream is 1"):
         pad_boxes(example, 1)
+
+
+@pytest.mark.parametrize("boxes", [0, 2])
+def test_masks_of_boxes_are_packed_eight_pixels_in_an_octet(boxes):
+    masks = (np.random.default_rng(0).random((boxes, 5, 11)) < 0.5).astype(np.uint8)
+    example = {"boxes": np.ones((boxes, 4), np.float32), "box_valid": np.ones(boxes, bool), "box_masks": masks}
+    padded = pad_boxes(example, 3)["box_masks"]
+    assert padded.shape == (3, 5, 2) and padded.dtype == np.uint8
+    np.testing.assert_array_equal(np.unpackbits(padded[:boxes], axis=-1, count=11), masks)
+    assert not padded[boxes:].any()
+    assert example["box_masks"] is masks
