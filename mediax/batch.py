@@ -80,6 +80,9 @@ def check(batch: Mapping[str, Any]) -> None:
         for axis, size in zip(field.shape, value.shape):
             if sizes.setdefault(axis, int(axis) if axis.isdigit() else size) != size:
                 raise ValueError(f"batch field {name!r}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+    octets = -(-sizes["W"] // 8)
+    if sizes.get("O", octets) != octets:
+        raise ValueError(f"batch field 'box_masks': axis O is {sizes['O']}, {octets} hold a row of {sizes['W']} pixels")
 
 
 def device_fields(batch: Mapping[str, Any]) -> Batch:

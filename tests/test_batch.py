@@ -40,6 +40,7 @@ def test_every_field_of_the_schema_is_accepted():
         ({"mask_valid": _field("mask_valid", S=3)}, "'mask_valid': axis S is 3, elsewhere 2"),
         ({"boxes": np.zeros((2, 5, 3), np.float32)}, "'boxes': axis 4 is 3, elsewhere 4"),
         ({"box_labels": _field("box_labels", N=4)}, "'box_labels': axis N is 4, elsewhere 5"),
+        ({"box_masks": _field("box_masks", O=6)}, "'box_masks': axis O is 6, 1 hold a row of 6 pixels"),
         ({"spacing_mm": np.zeros((2, 3), np.float32)}, "'spacing_mm': axis 2 is 3, elsewhere 2"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mediax import annotations, builder, images
+from mediax import annotations, builder, experiment, images
 from mediax.datasets import chestxdet
 from mediax.errors import InputError
 
@@ -133,6 +133,20 @@ def test_forerunner_has_boxes_and_ten_classes(phantoms, tmp_path, drawn):
         assert not np.isnan(np.delete(example["labels"], unknown)).any()
         truth = [label for label, _ in regions(drawn[record["id"]][1]) if label not in unknown]
         assert example["box_labels"].tolist() == truth
+
+
+@pytest.mark.parametrize(
+    ("variant", "instances"),
+    [
+        ("chest_detection.py:chestxdet,mask_rcnn", True),
+        ("chest_detection.py:chestxdet,mask_rcnn,phantom", True),
+        ("chest_detection.py:chestxdet,dino", False),
+        ("chest_segmentation.py:chestxdet,unet", False),
+    ],
+)
+def test_configs_read_instances_where_they_are_learned(variant, instances):
+    [stream] = experiment.load_config(f"{Path(__file__).parents[1]}/configs/{variant}").streams.values()
+    assert stream.read.to_dict() == {"instances": instances}
 
 
 def test_splits_are_the_official_ones_with_a_tenth_for_validation(phantoms, tmp_path, drawn):
