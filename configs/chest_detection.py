@@ -40,6 +40,7 @@ DATASETS = {
     },
     "chestxdet": {
         "build": {"size": 512},
+        "read": {"instances": False},
         "test": {
             "test": {"split": "test", "protocol": "coco"},
             "test_froc": {"split": "test", "protocol": "chestxdet/froc"},
@@ -173,6 +174,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
     }
     if name == "chestxdet" and kind == "mask_rcnn":
         config.streams[name].tasks.detection.head.masks = True
+        config.streams[name].read = {"instances": True}
     config.evaluations = {"validation": {"split": validation, "during_training": True}, **data["test"]}
     config.best = {"metric": "validation/detection/ap50/macro", "patience": 5}
     config.optimizer = {"name": "adamw", "peak": 1e-4, "warmup_steps": 500, **model["optimizer"]}

@@ -16,7 +16,12 @@ from ml_collections import ConfigDict
 DATASETS = {
     "chexmask": {"build": {"size": 256, "source": "chestxray14"}, "protocol": "chexmask/dice"},
     "siim_acr": {"build": {"size": 512}, "protocol": "siim_acr/dice", "threshold": "dice"},
-    "chestxdet": {"build": {"size": 512}, "protocol": "chestxdet/segmentation", "threshold": "dice"},
+    "chestxdet": {
+        "build": {"size": 512},
+        "read": {"instances": False},
+        "protocol": "chestxdet/segmentation",
+        "threshold": "dice",
+    },
 }
 # CheXmask's patients stand so differently that the mean anatomy is no answer.
 PHANTOMS = {
@@ -64,6 +69,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
         name: {
             "dataset": name,
             "build": data["build"],
+            "read": data.get("read", {}),
             "batch_size": 32,
             "transform": (
                 {"name": "random_affine", "rotate": 10, "translate": 0.05, "scale": 0.1, "probability": 0.9},

@@ -13,7 +13,8 @@ Batch = dict[str, Any]
 class Field(NamedTuple):
     """One field of a batch; `shape` names its axes.
 
-    B rows, H and W pixels, C channels, K classes, S structures, N boxes, P points, R targets.
+    B rows, H and W pixels, C channels, K classes, S structures, N boxes, P points, R targets, O octets of a row of W
+    pixels.
     """
 
     dtype: str
@@ -30,6 +31,12 @@ FIELDS: dict[str, Field] = {
     "boxes": Field("float32", ("B", "N", "4"), "ymin, xmin, ymax, xmax as fractions of the image", "box_valid False"),
     "box_labels": Field("int32", ("B", "N"), "class index of each box", "box_valid False"),
     "box_valid": Field("bool", ("B", "N"), "False on boxes that only pad", "never"),
+    "box_masks": Field(
+        "uint8",
+        ("B", "N", "H", "O"),
+        "the mask of each box's own instance, eight pixels of a row in an octet as np.packbits lays them",
+        "absent: only `masks` are known, and neighbours of one class are not told apart",
+    ),
     "boxes_known": Field("bool", ("B",), "False where nobody annotated boxes", "True"),
     "masks": Field("uint8", ("B", "H", "W", "S"), "0 or 1, one channel per structure", "mask_valid False"),
     "mask_valid": Field("bool", ("B", "S"), "False where a structure was not annotated", "never"),
@@ -73,6 +80,9 @@ def check(batch: Mapping[str, Any]) -> None:
         for axis, size in zip(field.shape, value.shape):
             if sizes.setdefault(axis, int(axis) if axis.isdigit() else size) != size:
                 raise ValueError(f"batch field {name!r}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+    octets = -(-sizes["W"] // 8)
+    if sizes.get("O", octets) != octets:
+        raise ValueError(f"batch field 'box_masks': axis O is {sizes['O']}, {octets} hold a row of {sizes['W']} pixels")
 
 
 def device_fields(batch: Mapping[str, Any]) -> Batch:
@@ -83,7 +93,9 @@ def device_fields(batch: Mapping[str, Any]) -> Batch:
 def pad_boxes(example: Mapping[str, Any], count: int) -> dict[str, Any]:
     """Pads the boxes of an example, f32[N,4] and every `box_*` field, to `count` rows with box_valid False.
 
-    A batch has one shape whatever its images show. Raises InputError if the example has more boxes.
+    A batch has one shape whatever its images show. `box_masks` u8[N,H,W] of 0 and 1 become u8[count,H,O], one bit a
+    pixel: instances of one class overlap, so no map of labels can hold them, and a byte a pixel for every box that an
+    image may have would outweigh the image many times. Raises InputError if the example has more boxes.
     """
     if "boxes" not in example:
         return dict(example)
@@ -93,6 +105,8 @@ def pad_boxes(example: Mapping[str, Any], count: int) -> dict[str, Any]:
             f"image {example.get('id', '')!r} has {len(example['boxes'])} boxes, the config field max_boxes of its "
             f"stream is {count}: raise it"
         )
+    if "box_masks" in example:
+        example = {**example, "box_masks": np.packbits(example["box_masks"], axis=-1)}
     padded = {
         name: np.concatenate([value, np.zeros((missing, *np.shape(value)[1:]), np.asarray(value).dtype)])
         for name, value in example.items()

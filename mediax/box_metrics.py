@@ -54,7 +54,7 @@ def gather(
 
     Args:
       predictions: boxes f[N,D,4] (ymin, xmin, ymax, xmax as fractions), scores f[N,D] (0 is padding), labels i[N,D],
-        and with `masks` mask_iou f[N,D,B], the IoU of the masks inside found and true boxes.
+        and with `masks` mask_iou f[N,D,B], the IoU of the masks of found and true boxes.
       targets: boxes f[N,B,4], box_labels i[N,B], box_valid bool[N,B], boxes_known bool[N].
       classes: names of the labels.
       groups: [N] the patient of each image; None makes every image a patient of its own.

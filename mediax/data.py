@@ -77,11 +77,13 @@ class PermutedLabels:
     def __getitem__(self, index: int) -> dict[str, Any]:
         own, other = self.read(self.source[index]), self.read(self.source[int(self.permutation[index])])
         dealt = {name: value for name, value in other.items() if name not in IMAGE_FIELDS}
-        for name in ("masks", "second_masks"):
-            if name in dealt and dealt[name].shape[:2] != own["image"].shape[:2]:
+        sizes = {name: dealt[name].shape[:2] for name in ("masks", "second_masks") if name in dealt}
+        sizes |= {"box_masks": dealt["box_masks"].shape[1:]} if "box_masks" in dealt else {}
+        for name, (height, width) in sizes.items():
+            if (height, width) != own["image"].shape[:2]:
                 raise InputError(
                     f"config field permute_labels: {name} of image {other.get('id', '')!r} are "
-                    f"{dealt[name].shape[0]} x {dealt[name].shape[1]} pixels, image {own.get('id', '')!r} that they "
+                    f"{height} x {width} pixels, image {own.get('id', '')!r} that they "
                     f"are dealt to has {own['image'].shape[0]} x {own['image'].shape[1]}: build the dataset at one "
                     "size (build.size)"
                 )

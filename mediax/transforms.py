@@ -589,6 +589,7 @@ class Pipeline:
           boxes: f32[N,4], ymin, xmin, ymax, xmax in fractions of height and width, and every `box_*` field: one row a
             box. A box becomes the axis-aligned hull of its moved corners, clipped to the image; where clipping leaves
             less than `min_visibility` of the hull's area, it is dropped (each run of geometry steps counts anew).
+          box_masks: u8[N,H,W], the mask of each box's own instance, which moves as `masks` do and leaves with its box.
           keypoints: f32[N,2], y, x in fractions. None is dropped: they may leave [0,1], and NaN stays NaN.
           moving: as `image`, and of its size; moving_keypoints: as keypoints.
           spacing_mm: f32[2], mm per pixel along rows and columns (down, right).
@@ -646,6 +647,9 @@ class Pipeline:
                 example[name] = affine.move_keypoints(example[name], matrix, old_size, size)
         if "boxes" in example:
             _move_boxes(example, matrix, old_size, size, self.min_visibility)
+        if "box_masks" in example:  # after the boxes, for those that were dropped need not move
+            masks = np.moveaxis(example["box_masks"], 0, -1)
+            example["box_masks"] = np.moveaxis(affine.resample(masks, matrix, size, nearest=True), -1, 0)
         if "spacing_mm" in example:
             example["spacing_mm"] = affine.move_spacing(example["spacing_mm"], matrix)
         return affine.resample(image, matrix, size, self.padding)
@@ -932,6 +936,7 @@ def _check_example(example: Example) -> None:
         ("second_masks", (np.uint8,), (height, width, None)),
         ("field_of_view", (np.uint8,), (height, width)),
         ("boxes", (np.float32, np.float64), (None, 4)),
+        ("box_masks", (np.uint8,), (None, height, width)),
         ("keypoints", (np.float32, np.float64), (None, 2)),
         ("moving", (np.uint8, np.float32), image.shape),
         ("moving_keypoints", (np.float32, np.float64), (None, 2)),

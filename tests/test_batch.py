@@ -6,7 +6,7 @@ import pytest
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
-SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1}
+SIZES = {"B": 2, "H": 4, "W": 6, "C": 1, "K": 3, "S": 2, "N": 5, "P": 4, "R": 1, "O": 1}
 
 
 def _field(name, **sizes):
@@ -40,6 +40,7 @@ def test_every_field_of_the_schema_is_accepted():
         ({"mask_valid": _field("mask_valid", S=3)}, "'mask_valid': axis S is 3, elsewhere 2"),
         ({"boxes": np.zeros((2, 5, 3), np.float32)}, "'boxes': axis 4 is 3, elsewhere 4"),
         ({"box_labels": _field("box_labels", N=4)}, "'box_labels': axis N is 4, elsewhere 5"),
+        ({"box_masks": _field("box_masks", O=6)}, "'box_masks': axis O is 6, 1 hold a row of 6 pixels"),
         ({"spacing_mm": np.zeros((2, 3), np.float32)}, "'spacing_mm': axis 2 is 3, elsewhere 2"),
     ],
 )
@@ -94,3 +95,14 @@ def test_boxes_are_padded_to_one_number():
     assert pad_boxes({"id": "a"}, 3) == {"id": "a"}
     with pytest.raises(InputError, match=r"image 'a' has 2 boxes, the config field max_boxes of its stream is 1"):
         pad_boxes(example, 1)
+
+
+@pytest.mark.parametrize("boxes", [0, 2])
+def test_masks_of_boxes_are_packed_eight_pixels_in_an_octet(boxes):
+    masks = (np.random.default_rng(0).random((boxes, 5, 11)) < 0.5).astype(np.uint8)
+    example = {"boxes": np.ones((boxes, 4), np.float32), "box_valid": np.ones(boxes, bool), "box_masks": masks}
+    padded = pad_boxes(example, 3)["box_masks"]
+    assert padded.shape == (3, 5, 2) and padded.dtype == np.uint8
+    np.testing.assert_array_equal(np.unpackbits(padded[:boxes], axis=-1, count=11), masks)
+    assert not padded[boxes:].any()
+    assert example["box_masks"] is masks

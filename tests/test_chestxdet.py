@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mediax import annotations, builder, images
+from mediax import annotations, builder, experiment, images
 from mediax.datasets import chestxdet
 from mediax.errors import InputError
 
@@ -71,6 +71,19 @@ def regions(radiograph):
                 yield label, annotations.polygon_to_mask(ring, SIZE, SIZE)
 
 
+def assert_same_up_to_borders(found, expected):
+    """Two masks [H,W] are equal but for pixels beside a border of the second."""
+    found, expected = found.astype(bool), expected.astype(bool)
+    thick, thin = (dilated(mask) for mask in (expected, ~expected))
+    assert not (found & ~thick).any() and not (~found & ~thin).any()
+
+
+def dilated(mask):
+    """A mask bool[H,W] with the eight neighbours of its pixels."""
+    padded = np.pad(mask, 1)
+    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).any((2, 3))
+
+
 @pytest.mark.parametrize(
     "config", [{"size": None}, {"size": 40, "aspect": "crop"}, {"size": 40, "aspect": "letterbox"}]
 )
@@ -96,6 +109,14 @@ def test_annotations_come_back(phantoms, tmp_path, drawn, config):
         else:
             np.testing.assert_array_equal(example["masks"], fit.image(masks, nearest=True))
         assert example["mask_valid"].all()
+        height, width = example["image"].shape[:2]
+        assert example["box_masks"].shape == (len(truth), height, width) and example["box_masks"].dtype == np.uint8
+        for filled, (_, mask) in zip(example["box_masks"], truth):
+            assert_same_up_to_borders(filled, fit.image(mask[..., None], nearest=True)[..., 0])
+        for label in range(13):
+            union = example["box_masks"][example["box_labels"] == label].any(axis=0)
+            assert_same_up_to_borders(union, example["masks"][..., label])
+        assert "box_masks" not in chestxdet.read(record, instances=False)
         np.testing.assert_array_equal(example["labels"], masks.any(axis=(0, 1)))
     assert total > 10
 
@@ -107,11 +128,25 @@ def test_forerunner_has_boxes_and_ten_classes(phantoms, tmp_path, drawn):
     for record in made:
         example = chestxdet.read(record)
         assert "masks" not in example
-        assert "polygons" not in example
+        assert "polygons" not in example and "box_masks" not in example
         assert np.isnan(example["labels"][unknown]).all()
         assert not np.isnan(np.delete(example["labels"], unknown)).any()
         truth = [label for label, _ in regions(drawn[record["id"]][1]) if label not in unknown]
         assert example["box_labels"].tolist() == truth
+
+
+@pytest.mark.parametrize(
+    ("variant", "instances"),
+    [
+        ("chest_detection.py:chestxdet,mask_rcnn", True),
+        ("chest_detection.py:chestxdet,mask_rcnn,phantom", True),
+        ("chest_detection.py:chestxdet,dino", False),
+        ("chest_segmentation.py:chestxdet,unet", False),
+    ],
+)
+def test_configs_read_instances_where_they_are_learned(variant, instances):
+    [stream] = experiment.load_config(f"{Path(__file__).parents[1]}/configs/{variant}").streams.values()
+    assert stream.read.to_dict() == {"instances": instances}
 
 
 def test_splits_are_the_official_ones_with_a_tenth_for_validation(phantoms, tmp_path, drawn):

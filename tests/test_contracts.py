@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from mediax import builder, catalog, images, vocabulary
-from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, stack
+from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
 DATASETS, BACKBONES, HEADS, TASKS = map(catalog.names, catalog.FOLDERS)
@@ -55,7 +55,10 @@ def test_dataset_reads_into_the_schema(dataset):
                 assert name not in example or example[name].shape[:2] == example["image"].shape[:2] or name == "moving"
             assert {"id", "patient_id"} <= set(example)
             sized = {name: value[:2, :2] if name in PICTURES else value for name, value in example.items()}
-            sized["valid"] = True
+            if "box_masks" in example:
+                assert example["box_masks"].shape[1:] == example["image"].shape[:2]
+                sized["box_masks"] = example["box_masks"][:, :2, :2]
+            sized = pad_boxes(sized, len(example.get("boxes", ()))) | {"valid": True}
             batch = stack([sized, sized])
             check(batch)
             assert set(batch) <= {*FIELDS, *HOST_FIELDS} and set(device_fields(batch)) <= set(FIELDS)

@@ -322,6 +322,7 @@ def may_change(damage: Damage, touched: list[Path], changed: set[str]) -> bool:
         return touched[0].suffix == ".xml" or fields <= {
             "polygons",
             "masks",
+            "box_masks",
             "second_masks",
             "keypoints",
             "moving_keypoints",

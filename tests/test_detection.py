@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from boxes import CLASSES, split
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from mediax.batch import check, pad_boxes
 from mediax.errors import InputError
 from mediax.model import named_key, part
+from mediax.operators.paste import paste
 from mediax.tasks.detection import Task
 
 SMALL = {"width": 4, "hidden": 4, "candidates": 10, "proposals": 8, "sampled": 8, "detections": 5, "aspects": (1.0,)}
@@ -127,6 +132,67 @@ def test_masks_are_scored_where_they_are_known(tmp_path):
     assert not predictions["structures"][2].any()
     task.draw_samples(tmp_path, "chest", batch["image"], predictions, targets, {})
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_overlapping_instances_of_one_class_are_told_apart(own):
+    """A perfect mask has an IoU of 1 with its own instance, and pycocotools agrees; not with its class in the box."""
+    task, size = Task("chest/boxes", ("Nodule",), head=HEAD | {"masks": True}), (60, 52)
+    boxes = np.float32([[[0.1, 0.1, 0.7, 0.6], [0.3, 0.3, 0.9, 0.9]]])
+    inside = np.stack([np.tri(28), np.tri(28)[::-1]]).astype(np.float32)
+    pasted = [paste(mask, box * np.float32([*size, *size]), size) for mask, box in zip(inside, boxes[0])]
+    instances = (np.stack(pasted) >= 0.5).astype(np.uint8)
+    assert (instances.sum(0) == 2).any()
+    batch = {
+        "image": np.zeros((1, *size, 1), np.float32),
+        "valid": np.ones(1, bool),
+        "masks": instances.max(0)[None, ..., None],
+    }
+    fields = {"boxes": boxes[0], "box_labels": np.zeros(2, np.int32), "box_valid": np.ones(2, bool)}
+    padded = pad_boxes(fields | ({"box_masks": instances} if own else {}), 3)
+    batch |= {name: value[None] for name, value in padded.items()}
+    check(batch)
+    outputs = {
+        "boxes": jnp.asarray(boxes),
+        "scores": jnp.asarray([[0.9, 0.8]]),
+        "labels": jnp.zeros((1, 2), jnp.int32),
+        "masks": jnp.asarray(inside[None]),
+    }
+    predictions, targets = jax.device_get((task.predict(outputs, batch), task.targets(batch)))
+    found = {m.name: m.value for m in task.metrics(predictions, targets, calibration={}, resamples=0)}
+    encoded = [coco_mask.encode(np.asfortranarray(mask)) for mask in instances]
+    expected = coco_mask.iou(encoded, encoded, [0, 0])
+    overlap = predictions["mask_iou"][0, :, :2]
+    assert not predictions["mask_iou"][0, :, 2].any()  # of the box that only pads
+    if own:
+        np.testing.assert_allclose(overlap, expected, rtol=1e-6)
+        assert found["mask_ap/Nodule"] == pytest.approx(1) and found["mask_ap/Nodule"] == coco_mask_ap(encoded)
+    else:
+        assert np.diag(overlap).max() < 0.9 and found["mask_ap/Nodule"] < 0.9
+    np.testing.assert_array_equal(predictions["structures"], batch["masks"])
+
+
+def coco_mask_ap(encoded):
+    """pycocotools' average precision of masks that are both the truth and what was found, in one image."""
+    sets = []
+    for scores in ({}, {"score": 0.5}):
+        each = COCO()
+        each.dataset = {
+            "images": [{"id": 0, "height": encoded[0]["size"][0], "width": encoded[0]["size"][1]}],
+            "categories": [{"id": 0}],
+            "annotations": [
+                {"id": 1 + n, "image_id": 0, "category_id": 0, "iscrowd": 0, "segmentation": one, **scores}
+                | {"area": float(coco_mask.area(one))}
+                for n, one in enumerate(encoded)
+            ],
+        }
+        each.createIndex()
+        sets.append(each)
+    evaluation = COCOeval(*sets, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return pytest.approx(evaluation.stats[0])
 
 
 def test_samples_are_drawn(tmp_path, sheets):

@@ -13,6 +13,8 @@ from references.detectors import CLASSES, SIZE
 from mediax.backbones import resnet
 from mediax.errors import InputError
 from mediax.heads import mask_rcnn
+from mediax.operators import paste
+from mediax.operators.roi_align import roi_align
 
 EVERYTHING = 10**6
 SMALL = {
@@ -33,8 +35,10 @@ LOSSES = {  # torchvision's names and ours
 
 
 def targets():
-    return detectors.targets() | {
-        "masks": jnp.asarray((seeded.normal("masks", (2, *SIZE, CLASSES)) > -0.3).astype(np.uint8)),
+    known = detectors.targets()
+    masks = jnp.asarray((seeded.normal("masks", (2, *SIZE, CLASSES)) > -0.3).astype(np.uint8))
+    return known | {
+        "box_masks": jax.vmap(paste.class_inside)(masks, known["boxes"], known["box_labels"]),
         "mask_valid": jnp.ones((2, CLASSES), bool),
     }
 
@@ -77,6 +81,23 @@ def test_detections_equal_torchvision(against_torchvision):
         compare.assert_close(outputs["scores"][row, :count], expected["scores"], 1e-5, "scores")
         np.testing.assert_array_equal(outputs["labels"][row, :count] + 1, expected["labels"])
         compare.assert_close(outputs["masks"][row, :count], expected["masks"][:, 0], 1e-5, "masks")
+
+
+def test_each_region_learns_the_instance_of_its_box():
+    """Two overlapping boxes of one class: neither target has pixels of the neighbour, whatever the region shows."""
+    masks = np.zeros((2, 48, 61), np.uint8)  # a row is no whole number of octets
+    masks[0, 8:40, 10:45], masks[1, 8:40, 26:] = np.tri(32, 35), np.tri(32, 35)
+    regions = jnp.float32([[8, 10, 40, 45], [8, 26, 40, 61], [8, 10, 40, 61], [8, 10, 40, 61]])
+    matched = jnp.array([0, 1, 0, 1])
+    packed = jnp.asarray(np.packbits(masks, axis=-1))
+    wanted = mask_rcnn._mask_in_region(packed[None], 61, matched[None], regions[None], 28)[0]
+    for found, index, region in zip(wanted, matched, regions):
+        alone = {1: jnp.asarray(masks[index], jnp.float32)[None, :, :, None]}
+        expected = roi_align(alone, region[None, None], 28, sampling_ratio=-1, aligned=False)[0, 0, :, :, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(wanted[0][:, :26], wanted[1][:, :26], atol=1e-5)  # alike, each in its own box
+    assert not wanted[3][:, :8].any() and wanted[2][20:27, :8].min() > 0.9
+    assert not wanted[2][:, 20:].any() and wanted[3][20:27, 10:12].min() > 0.9
 
 
 def test_every_published_tensor_has_its_place():

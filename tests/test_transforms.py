@@ -491,6 +491,35 @@ def test_a_box_that_is_mostly_cut_off_leaves_with_all_its_fields():
     np.testing.assert_allclose(out["boxes"], [[10 / 60, 10 / 60, 40 / 60, 40 / 60]], atol=1e-6)
 
 
+@pytest.mark.parametrize("boxes", [0, 1, 3, 6])
+@pytest.mark.parametrize("name", ["resize", "center_crop", "random_affine", "random_flip", "random_resized_crop"])
+def test_masks_of_boxes_move_as_masks_do(name, boxes):
+    masks = (np.random.default_rng(0).random((boxes, 40, 56)) < 0.1).astype(np.uint8)
+    example = {
+        "image": np.zeros((40, 56, 1), np.uint8),
+        "masks": masks.any(0, keepdims=True).astype(np.uint8).transpose(1, 2, 0),
+        "second_masks": np.ascontiguousarray(masks.transpose(1, 2, 0)),
+        "boxes": np.tile(np.float32([0, 0, 1, 1]), (boxes, 1)),
+        "box_masks": masks,
+    }
+    out = run([spec(name, **TYPICAL[name])], example, min_visibility=0.0)
+    assert out["box_masks"].shape == (boxes, *out["image"].shape[:2])
+    np.testing.assert_array_equal(out["box_masks"].transpose(1, 2, 0), out["second_masks"])
+    np.testing.assert_array_equal(out["box_masks"].any(0), out["masks"][..., 0])
+    assert out["masks"].any() == (boxes > 0)
+
+
+def test_the_mask_of_a_box_that_is_dropped_leaves_with_it():
+    masks = np.zeros((2, 100, 100), np.uint8)
+    masks[0, :30, :30], masks[1, 30:60, 30:70] = 1, 1
+    boxes = np.array([[0.0, 0.0, 0.3, 0.3], [0.3, 0.3, 0.6, 0.7]], np.float32)
+    out = run(
+        [spec("center_crop", size=60)], {"image": np.zeros((100, 100, 1), np.uint8), "boxes": boxes, "box_masks": masks}
+    )
+    assert out["box_masks"].shape == (1, 60, 60)
+    np.testing.assert_allclose(hull(out["box_masks"][0]), out["boxes"][0] * 60, rtol=1e-6)
+
+
 def test_a_box_at_the_border_stays_there():
     example = rectangle_example(30, 50, 0, 0, 30, 50)
     out = run([spec("random_flip", horizontal=1.0, vertical=1.0), spec("resize", size=77)], example, min_visibility=1.0)
@@ -950,6 +979,8 @@ def test_bad_batch_specs_and_build_options_are_refused():
         ("boxes", np.zeros((0,), np.float32), "'boxes'"),
         ("keypoints", np.zeros((3, 3), np.float32), "'keypoints'"),
         ("box_labels", np.zeros(2, np.int32), "'box_labels': 2 rows found, one for each of 3 boxes expected"),
+        ("box_masks", np.zeros((3, 4, 5), np.uint8), r"'box_masks': uint8\[3, 4, 5\] found, uint8\[any, 4, 4\]"),
+        ("box_masks", np.zeros((2, 4, 4), np.uint8), "'box_masks': 2 rows found"),
     ],
 )
 def test_bad_fields_are_refused(field, value, message):

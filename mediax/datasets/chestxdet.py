@@ -17,14 +17,15 @@ There are no patient ids, and the images do not have their names of ChestX-ray14
 splits nor whether an image is in ChestX-ray14's test list can be known. Do not train on the one and test on the other.
 
 Masks hold the union of a finding's polygons, each filled by the even-odd rule; `polygons` keep the instances apart, in
-the order of the boxes.
+the order of the boxes, and `box_masks` are these polygons filled in the built image. Reading option: `instances`, False
+to leave `box_masks` out.
 """
 
 import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -226,10 +227,22 @@ def classes(config=None, **_) -> tuple[str, ...]:
     return CLASSES
 
 
-def read(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns a record into an example: what `builder.example_of` gives, labels f32[13] (1, 0, NaN not annotated)."""
+def read(record: Mapping[str, Any], *, instances: bool = True) -> dict[str, Any]:
+    """Turns a record into an example: what `builder.example_of` gives, labels f32[13] (1, 0, NaN not annotated).
+
+    With `instances` also box_masks u8[N,H,W], the filled polygon of each box, where the release has polygons.
+    """
     labels = np.where(record["labels"] < 0, np.nan, record["labels"]).astype(np.float32)
-    return {**builder.example_of(record, structures=len(MASK_CLASSES)), "labels": labels}
+    example = {**builder.example_of(record, structures=len(MASK_CLASSES)), "labels": labels}
+    if instances and "polygons" in example:
+        example["box_masks"] = filled(example["polygons"], *example["image"].shape[:2])
+    return example
+
+
+def filled(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The masks u8[N,height,width] of polygons f32[P,2] (y, x as fractions of the image)."""
+    masks = [annotations.polygon_to_mask(polygon[:, ::-1] * (width, height), height, width) for polygon in polygons]
+    return np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
 
 
 # What the chest phantom's findings are called here; the others are not annotated.

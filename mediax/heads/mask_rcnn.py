@@ -124,8 +124,8 @@ class Head(nnx.Module):
     suppression (scored^2 bytes an image) and changes nothing while fewer pairs reach `lowest_score`.
 
     Called as (pyramid, (H, W), targets). `targets` holds boxes f32[B,N,4] (ymin, xmin, ymax, xmax as fractions),
-    box_labels i32[B,N], box_valid bool[B,N] and, to train masks, masks u8[B,H,W,K] and mask_valid bool[B,K], where a
-    box's mask is that of its class inside it; None predicts only. Returns
+    box_labels i32[B,N], box_valid bool[B,N] and, to train masks, box_masks u8[B,N,H,O] (see mediax/batch.py) and
+    mask_valid bool[B,K], which classes have masks; None predicts only. Returns
       losses: {objectness, proposal_box, class, box[, mask]: f32[B]}, each as torchvision gives it for an image alone;
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1] and 0 past the last, labels i32[B,D];
       masks: f32[B,D,28,28], the probability of the label's mask inside the box.
@@ -197,7 +197,7 @@ class Head(nnx.Module):
             outputs["losses"] |= anchor_losses(
                 logits, offsets, jnp.concatenate(anchors), truth["boxes"], truth["box_valid"], keys[0]
             )
-            outputs["losses"] |= self._region_losses(levels, proposals, exists, truth, keys[1])
+            outputs["losses"] |= self._region_losses(levels, proposals, exists, truth, size, keys[1])
         if not train:
             outputs |= self._detect(levels, proposals, exists, size)
         return outputs
@@ -255,6 +255,7 @@ class Head(nnx.Module):
         proposals: jax.Array,
         exists: jax.Array,
         truth: dict[str, jax.Array],
+        image: tuple[int, int],
         keys: jax.Array,
     ) -> dict[str, jax.Array]:
         # The true boxes are proposals too: early in training nothing else overlaps them.
@@ -284,10 +285,10 @@ class Head(nnx.Module):
             "class": jnp.where(learns, entropy, 0).sum(1) / count,
             "box": jnp.where(positive, distance, 0).sum(1) / count,
         }
-        if self.mask_branch is not None and "masks" in truth:
+        if self.mask_branch is not None and "box_masks" in truth:
             most = max(int(self.sampled * self.foreground), 1)
             positive, regions, matched, labels = (x[:, :most] for x in (positive, regions, matched, labels))
-            losses["mask"] = self._mask_loss(levels, regions, matched, labels, positive, truth)
+            losses["mask"] = self._mask_loss(levels, regions, matched, labels, positive, truth, image[1])
         return losses
 
     def _mask_loss(
@@ -298,11 +299,12 @@ class Head(nnx.Module):
         labels: jax.Array,
         positive: jax.Array,
         truth: dict[str, jax.Array],
+        width: int,
     ) -> jax.Array:
         logits = self.mask_branch(self._pool(levels, regions, self.mask_size))
         logits = jnp.take_along_axis(logits, labels[..., None, None, None], 4)[..., 0]
         structure = jnp.maximum(labels - 1, 0)
-        wanted = _mask_in_region(truth["masks"], truth["boxes"], matched, structure, regions, logits.shape[2])
+        wanted = _mask_in_region(truth["box_masks"], width, matched, regions, logits.shape[2])
         entropy = optax.sigmoid_binary_cross_entropy(logits, wanted).mean((2, 3))
         known = positive & jnp.take_along_axis(truth["mask_valid"], structure, 1)
         return jnp.where(known, entropy, 0).sum(1) / jnp.maximum(known.sum(1), 1)
@@ -375,24 +377,18 @@ def _sample(state: jax.Array, size: int, foreground: float, key: jax.Array) -> j
     return jnp.zeros(len(state), bool).at[order].set(chosen)
 
 
-def _mask_in_region(
-    masks: jax.Array, boxes: jax.Array, matched: jax.Array, structure: jax.Array, regions: jax.Array, size: int
-) -> jax.Array:
-    """The mask of a class inside the matched box, as each region sees it: f32[B,R,size,size]."""
+def _mask_in_region(masks: jax.Array, width: int, matched: jax.Array, regions: jax.Array, size: int) -> jax.Array:
+    """The mask of the matched box, of u8[B,N,H,O] `width` pixels wide, as each region sees it: f32[B,R,size,size]."""
 
-    def of_image(masks, boxes, matched, structure, regions):
-        def of_region(index, structure, region):
-            ymin, xmin, ymax, xmax = boxes[index]
-            rows, columns = (jnp.arange(length) + 0.5 for length in masks.shape[:2])
-            inside = ((rows > ymin) & (rows < ymax))[:, None] & (columns > xmin) & (columns < xmax)
-            mask = jnp.where(inside, masks[..., structure], 0).astype(regions.dtype)
-            level = {1: mask[None, :, :, None]}
-            return roi_align(level, region[None, None], size, sampling_ratio=-1, aligned=False)[0, 0, :, :, 0]
+    def of_image(masks, matched, regions):
+        def of_region(index, region):
+            mask = jnp.unpackbits(masks[index], axis=-1, count=width).astype(regions.dtype)
+            return roi_align({1: mask[None, :, :, None]}, region[None, None], size, sampling_ratio=-1, aligned=False)
 
         # One region at a time: a mask for every region at once would not fit.
-        return lax.map(lambda row: of_region(*row), (matched, structure, regions))
+        return lax.map(lambda row: of_region(*row), (matched, regions))[:, 0, 0, :, :, 0]
 
-    return lax.stop_gradient(jax.vmap(of_image)(masks, boxes, matched, structure, regions))
+    return lax.stop_gradient(jax.vmap(of_image)(masks, matched, regions))
 
 
 def _encode_where(positive: jax.Array, true: jax.Array, reference: jax.Array, weights=(1.0, 1.0)) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Masks of boxes: laid into the image, and compared with the true masks inside of true boxes.
+"""Masks of boxes: laid into the image, and compared with the true masks of the boxes' own instances.
 
 `paste` follows torchvision's paste_masks_in_image; tests/test_paste.py compares them.
 """
@@ -35,46 +35,64 @@ def _weights(low: jax.Array, high: jax.Array, cells: int, length: int) -> jax.Ar
 
 
 def compare(
-    masks: jax.Array, boxes: jax.Array, labels: jax.Array, shown: jax.Array, true: jax.Array, true_boxes: jax.Array
+    masks: jax.Array,
+    boxes: jax.Array,
+    labels: jax.Array,
+    shown: jax.Array,
+    true: jax.Array,
+    size: tuple[int, int],
+    classes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The IoU f32[D,N] of found masks with true ones of the same structure, and the structures bool[H,W,K] shown.
-
-    The true mask of a box is that of the found box's class inside it.
+    """The IoU f32[D,N] of found masks with true ones of any class, and the masks bool[H,W,classes] of what is shown.
 
     Args:
       masks: f[D,h,w] in [0,1], of which 0.5 and more is called.
       boxes: f[D,4] ymin, xmin, ymax, xmax as fractions.
-      labels: i[D] the structures of the found boxes.
+      labels: i[D] the classes of the found boxes.
       shown: bool[D] which found masks enter the second result.
-      true: bool[H,W,K].
-      true_boxes: f[N,4] as fractions.
+      true: u8[N,H,O], the schema's `box_masks`.
+      size: (H, W).
+      classes: how many there are.
     """
-    size = true.shape[:2]
     pixels = jnp.array([*size, *size], boxes.dtype)
-    corners = _whole(true_boxes * pixels)
+    whole = _count(true)
 
     def add(structures: jax.Array, found) -> tuple[jax.Array, jax.Array]:
         mask, box, label, is_shown = found
         called = paste(mask, box * pixels, size) >= 0.5
-        actual = jnp.take(true, label, axis=-1)
-        both, whole = _within(called & actual, corners), _within(actual, corners)
+        both = _count(true & jnp.packbits(called, axis=-1))
         union = called.sum() + whole - both
-        mine = (jnp.arange(true.shape[-1]) == label) & is_shown
+        mine = (jnp.arange(classes) == label) & is_shown
         return structures | (called[..., None] & mine), both / jnp.maximum(union, 1)
 
     # One at a time: all of them at the size of the image would not fit.
-    structures, iou = lax.scan(add, jnp.zeros(true.shape, bool), (masks, boxes, labels, shown))
+    structures, iou = lax.scan(add, jnp.zeros((*size, classes), bool), (masks, boxes, labels, shown))
     return iou, structures
 
 
-def _whole(boxes: jax.Array) -> jax.Array:
-    """The pixels whose centres lie in boxes f[N,4]: i32[N,4], the last ones excluded."""
-    return jnp.concatenate([jnp.ceil(boxes[:, :2] - 0.5), jnp.ceil(boxes[:, 2:] - 0.5)], -1).astype(jnp.int32)
+def class_inside(masks: jax.Array, boxes: jax.Array, labels: jax.Array) -> jax.Array:
+    """Stands in for the boxes' own masks where none are known: of each box its class's mask inside it, u8[N,H,O].
+
+    Where boxes of one class overlap, each has pixels of the other in its mask. The result is laid out as the schema's
+    `box_masks`.
+
+    Args:
+      masks: u8[H,W,K] of 0 and 1, one for each class.
+      boxes: f[N,4] ymin, xmin, ymax, xmax as fractions.
+      labels: i[N].
+    """
+    height, width = masks.shape[:2]
+    pixels = jnp.array([height, width, height, width], boxes.dtype)
+    rows, columns = (jnp.arange(length) + 0.5 for length in (height, width))
+
+    def inside(box_and_label) -> jax.Array:
+        (ymin, xmin, ymax, xmax), label = box_and_label
+        box = ((rows >= ymin) & (rows < ymax))[:, None] & (columns >= xmin) & (columns < xmax)
+        return jnp.packbits((masks[..., label] > 0) & box, axis=-1)
+
+    return lax.map(inside, (boxes * pixels, labels))
 
 
-def _within(mask: jax.Array, corners: jax.Array) -> jax.Array:
-    """Pixels of a mask bool[H,W] inside of whole boxes i32[N,4]: i32[N]."""
-    sums = jnp.pad(mask.astype(jnp.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    limits = jnp.array([*mask.shape, *mask.shape])
-    ymin, xmin, ymax, xmax = jnp.clip(corners, 0, limits).T
-    return sums[ymax, xmax] - sums[ymin, xmax] - sums[ymax, xmin] + sums[ymin, xmin]
+def _count(packed: jax.Array) -> jax.Array:
+    """The pixels of packed masks u8[N,H,O]: i32[N]."""
+    return lax.population_count(packed).astype(jnp.int32).sum((1, 2))

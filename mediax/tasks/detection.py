@@ -28,8 +28,9 @@ class Task:
     `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` that finds boxes, with its options. Such a head is
     called as (pyramid, (H, W), targets) and gives {losses: {name: f32[B]}, boxes f32[B,D,4], scores f32[B,D], labels
     i32[B,D]}; the file's NORMALIZED_BY says whether the losses are averaged over "images" or over true "boxes", its
-    LOSS_WEIGHTS how they add up, which `loss_weights` overrides, its MASKS whether it also learns the masks of the
-    boxes' classes. `shown` is the score from which a box is drawn.
+    LOSS_WEIGHTS how they add up, which `loss_weights` overrides, its MASKS whether it also learns the boxes' masks:
+    those of their own instances where the batch has `box_masks`; else, as an approximation that does not part
+    neighbours of one class, the mask of a box's class inside it. `shown` is the score from which a box is drawn.
     """
 
     name: str
@@ -99,8 +100,9 @@ class Task:
         found = {name: outputs[name] for name in ("boxes", "scores", "labels", "masks") if name in outputs}
         if "masks" in found and "boxes" in batch:
             shown = found["scores"] >= self._least_shown()
+            compare = partial(paste.compare, size=batch["image"].shape[1:3], classes=len(self.box_classes))
             arguments = [found[name] for name in ("masks", "boxes", "labels")]
-            iou, structures = jax.vmap(paste.compare)(*arguments, shown, batch["masks"] > 0, batch["boxes"])
+            iou, structures = jax.vmap(compare)(*arguments, shown, self._masks(batch)["box_masks"])
             found |= {"mask_iou": iou, "structures": structures.astype(jnp.uint8)}
         return found
 
@@ -109,9 +111,8 @@ class Task:
         self._check(batch)
         targets = {name: batch[name] for name in TARGETS} | {"boxes_known": self._known(batch)}
         if self._learns_masks():
-            masks = self._masks(batch)
-            known = targets["boxes_known"] & masks["mask_valid"].all(-1)
-            targets |= {"masks_known": known, "masks": masks["masks"]}
+            known = targets["boxes_known"] & self._masks(batch)["mask_valid"].all(-1)
+            targets |= {"masks_known": known, "masks": batch["masks"]}
         return targets
 
     def calibrate(
@@ -146,10 +147,11 @@ class Task:
         """Scores the boxes on the images whose boxes are known; see `box_metrics` for each scoring.
 
         "coco" gives AP, AP50 and AP75 of each class and their mean, and where the head finds masks theirs too
-        ("mask_ap"); "voc" the average precision at an IoU above `iou`; "froc" the sensitivity at `rates` of false
-        positives per image and the AUROC of images, with `blend` both in one; `reached` and `lower_end` choose its
-        rules. `agnostic` scores all classes as one, `annotated_only` leaves images without a true box out, `no_finding`
-        names a class of such images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
+        ("mask_ap": COCO's if the batch has `box_masks`, else against the approximation that `Task` names); "voc" the
+        average precision at an IoU above `iou`; "froc" the sensitivity at `rates` of false positives per image and the
+        AUROC of images, with `blend` both in one; `reached` and `lower_end` choose its rules. `agnostic` scores all
+        classes as one, `annotated_only` leaves images without a true box out, `no_finding` names a class of such
+        images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
         """
         gather = partial(box_metrics.gather, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel)
         boxes = gather(predictions, targets, self.box_classes, groups)
@@ -255,7 +257,10 @@ class Task:
                 f"{len(self.box_classes)} box classes; the batch has {found}. Set the head's option masks to False"
             )
         known = batch.get("mask_valid", jnp.ones((len(batch["masks"]), found), bool))
-        return {"masks": batch["masks"], "mask_valid": known}
+        masks = batch.get("box_masks")
+        if masks is None:
+            masks = jax.vmap(paste.class_inside)(batch["masks"], batch["boxes"], batch["box_labels"])
+        return {"box_masks": masks, "mask_valid": known}
 
 
 def _captions(known: np.ndarray) -> list[str]:
