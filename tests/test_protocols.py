@@ -8,6 +8,7 @@ import boxes
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from references import medmnist_evaluator
@@ -27,7 +28,7 @@ from mediax.datasets import (
     vinbigdata,
 )
 from mediax.errors import InputError
-from mediax.tasks import classification, detection, ordinal, segmentation
+from mediax.tasks import anomaly, box_regression, classification, detection, ordinal, regression, segmentation
 
 NAN = np.nan
 GOLDENS = Path(__file__).parent / "references" / "goldens"
@@ -228,6 +229,60 @@ def test_tbx11k_calls_an_image_by_its_highest_score(ill):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name].value, value, err_msg=name)
     assert found["top1_accuracy"].trivial == pytest.approx(np.bincount(true).max() / len(true))
+
+
+def test_minijsrt_scores_one_class_of_each_image_by_accuracy():
+    rng = np.random.default_rng(3)
+    true, scores = rng.integers(0, 4, 40), rng.dirichlet(np.ones(4), 40)
+    task = classification.Task("chest/directions", tuple("udlr"), exclusive=True)
+    found = scored("minijsrt/classes", task, {"scores": scores}, {"labels": np.eye(4)[true]})
+    assert found["top1_accuracy"].value == pytest.approx(np.mean([row.max() == row[k] for row, k in zip(scores, true)]))
+    assert found["top1_accuracy"].trivial == pytest.approx(np.bincount(true).max() / 40)
+
+
+def test_minijsrt_scores_ages_by_the_mean_absolute_error():
+    true, predicted = np.float32([[40], [61], [NAN], [70]]), np.float32([[42], [58], [5], [70]])
+    task = regression.Task("chest/age", ("age in years",))
+    found = scored("minijsrt/age", task, {"target": predicted}, {"target": true})
+    assert found["mae"].value == pytest.approx((2 + 3 + 0) / 3) and found["mae"].n == 3
+    assert found["mae"].trivial == pytest.approx((21 + 0 + 9) / 3)
+
+
+def test_minijsrt_scores_boxes_by_their_iou():
+    """Halves of a box, a quarter of one, and one that is not known."""
+    task = box_regression.Task("chest/boxes", structures=("Heart", "Left Lung"))
+    true = np.float32([[[0, 0, 0.5, 1], [0, 0, 1, 1]], [[0, 0, 1, 1], [NAN] * 4]])
+    predicted = np.float32([[[0, 0, 0.5, 0.5], [0, 0, 1, 0.5]], [[0, 0, 0.5, 0.5], [0, 0, 1, 1]]])
+    targets = {"boxes": true, "found": (~np.isnan(true[..., 0])).astype(np.int32)}
+    found = scored("minijsrt/boxes", task, {"boxes": predicted}, targets)
+    assert found["iou/Heart"].value == pytest.approx((0.5 + 0.25) / 2) and found["iou/Left Lung"].value == 0.5
+    assert found["iou/macro"].value == pytest.approx((0.375 + 0.5) / 2)
+    assert found["iou_at_least_50/macro"].value == pytest.approx((0.5 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", ["minijsrt/anomaly", "minijsrt/clusters"])
+def test_minijsrt_scores_anomalies_and_clusters_by_accuracy(name):
+    """Codes of two groups, the second of which is what the training images are not."""
+    rng = np.random.default_rng(0)
+    group, clusters = np.arange(40) % 2, name == "minijsrt/clusters"
+    code = (rng.normal(0, 1, (40, 2)) + 3 * group[:, None]).astype(np.float32)
+    labels = np.eye(2)[group] if clusters else group[:, None].astype(float)
+    classes, head = ("a", "b") if clusters else ("Anomaly",), {"name": "autoencoder", "size": (8, 8), "code": 2}
+    task = anomaly.Task("chest/anomaly", classes, head, clusters=clusters, components=1 + clusters)
+    predictions, targets = {"code": code, "error": np.zeros(40, np.float32)}, {"labels": labels}
+    calibration = task.calibrate(predictions, targets)
+    found = scored(name, task, predictions, targets, calibration={"task": calibration})
+    if clusters:
+        called = task.assign(predictions, calibration)
+        expected = max(np.mean(called == group), np.mean(called != group))
+        information = sklearn.metrics.normalized_mutual_info_score(group, called)
+        assert found["nmi"].value == pytest.approx(information)
+    else:
+        scores = task.scores(predictions, calibration)
+        expected = np.mean((scores >= calibration["threshold"]) == group)
+        assert found["auroc"].value == pytest.approx(auroc(scores, group))
+    assert found["accuracy"].value == pytest.approx(expected) and 0.7 < expected <= 1
+    assert set(protocols.get(name).headline) <= found.keys()
 
 
 def kappa(called, true):
@@ -638,4 +693,5 @@ def test_every_protocol_has_a_test_of_its_score():
     elsewhere = {"fire"}  # tests/test_registration.py
     own = {"study", "chexpert/competition", "medmnist", "tbx11k/classification", "eyepacs/kappa", "node21/detection"}
     own |= {"vinbigdata/kaggle", "chestxdet/froc", "vessels", "drishti_gs"}
+    own |= {f"minijsrt/{kind}" for kind in ("classes", "age", "boxes", "anomaly", "clusters")}
     assert {*OF_IMAGES, *COCO_SCORED, *MASK_SCORED, *own, *elsewhere} == set(protocols.PROTOCOLS)
