@@ -44,6 +44,7 @@ EXERCISES = {
         "steps": 1_500,
         "backbone": RESNET_18,
         "task": {"name": "classification", "exclusive": True},
+        "protocol": "minijsrt/classes",
     },
     "gender": {
         "dataset": "minijsrt_gender",
@@ -51,6 +52,7 @@ EXERCISES = {
         "steps": 1_000,
         "backbone": RESNET_18,
         "task": {"name": "classification", "exclusive": True},
+        "protocol": "minijsrt/classes",
     },
     "age": {
         "dataset": "minijsrt_age",
@@ -58,6 +60,7 @@ EXERCISES = {
         "steps": 2_000,
         "backbone": RESNET_18,
         "task": {"name": "regression", "target_names": ("age in years",), "mean": (58.0,), "std": (14.0,)},
+        "protocol": "minijsrt/age",
     },
     "lung": {
         "dataset": "minijsrt_lung",
@@ -81,6 +84,7 @@ EXERCISES = {
         "steps": 2_000,
         "backbone": RESNET_18,
         "task": {"name": "box_regression"},
+        "protocol": "minijsrt/boxes",
     },
     "anomaly": {
         "dataset": "minijsrt_anomaly",
@@ -89,6 +93,7 @@ EXERCISES = {
         "backbone": AUTOENCODER,
         "transform": (),
         "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 16},
+        "protocol": "minijsrt/anomaly",
     },
     "clusters": {
         "dataset": "minijsrt_directions",
@@ -97,6 +102,7 @@ EXERCISES = {
         "backbone": AUTOENCODER,
         "transform": (),
         "task": {"name": "anomaly", "head": AUTOENCODER_HEAD, "dimensions": 8, "clusters": True, "components": 4},
+        "protocol": "minijsrt/clusters",
     },
 }
 # The same on a phantom, with small images and networks: `images` are how many are drawn to train and to test on,
@@ -175,10 +181,9 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
             "tasks": {name: exercise["task"]},
         }
     }
-    protocol = exercise.get("protocol", "image")
     config.evaluations = {
-        "training": {"split": "train", "protocol": protocol, "during_training": True},
-        "test": {"split": "test", "protocol": protocol},
+        "training": {"split": "train", "protocol": exercise["protocol"], "during_training": True},
+        "test": {"split": "test", "protocol": exercise["protocol"]},
     }
     config.best = {"metric": "training/loss", "mode": "min"}
     config.optimizer = {"name": "adamw", "peak": 1e-3, "warmup_steps": 50, "weight_decay": 0.01}

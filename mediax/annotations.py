@@ -319,7 +319,7 @@ def _cluster(boxes: np.ndarray, scores: np.ndarray, candidates: np.ndarray, iou:
     clusters: list[list[int]] = []
     means: list[np.ndarray] = []
     for candidate in candidates[np.argsort(-scores[candidates], kind="stable")]:
-        overlaps = [_iou(mean, boxes[candidate]) for mean in means]
+        overlaps = [box_iou(mean, boxes[candidate]) for mean in means]
         best = int(np.argmax(overlaps)) if overlaps else -1
         if best >= 0 and overlaps[best] > iou:
             clusters[best].append(candidate)
@@ -334,10 +334,13 @@ def _mean_box(boxes: np.ndarray, scores: np.ndarray, members: list[int]) -> np.n
     return np.average(boxes[members], axis=0, weights=scores[members])
 
 
-def _iou(first: np.ndarray, second: np.ndarray) -> float:
-    shared = (np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])).clip(0).prod()
-    areas = (first[2:] - first[:2]).prod() + (second[2:] - second[:2]).prod()
-    return float(shared / (areas - shared))
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU f64[...] in [0,1] of boxes f[...,4] that are broadcast; 0 where both lack extent, NaN where one is NaN."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    shared = sides.clip(0).prod(axis=-1)
+    union = sum((box[..., 2:] - box[..., :2]).clip(0).prod(axis=-1) for box in (first, second)) - shared
+    return np.divide(shared, union, out=np.where(np.isnan(union), np.nan, 0.0), where=union > 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

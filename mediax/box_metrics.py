@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mediax import metrics
+from mediax import annotations, metrics
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 RECALLS = np.linspace(0, 1, 101)
@@ -293,7 +293,7 @@ def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False) -> M
     for image, (found, actual) in enumerate(zip(boxes.found, boxes.true)):
         mine, theirs = found["labels"] == label, actual["boxes"][actual["labels"] == label]
         order = np.argsort(-found["scores"][mine], kind="stable")
-        overlap = overlaps(found["boxes"][mine][order], theirs)
+        overlap = annotations.box_iou(found["boxes"][mine][order][:, None], theirs[None])
         taken = np.zeros(len(theirs), bool)
         for row in overlap:
             best = row.argmax() if len(row) else -1
@@ -307,17 +307,6 @@ def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False) -> M
     order = np.argsort(-scores, kind="stable")
     hits, owner = np.array(hits, bool)[order], np.array(owner, int)[order]
     return Matched(hits[None], scores[order], boxes.patients[owner], _true_of_each(boxes, label))
-
-
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU f64[N,M] of boxes f[N,4] and f[M,4]; 0 where both are without extent."""
-    first, second = np.asarray(first, np.float64)[:, None], np.asarray(second, np.float64)[None]
-    shared = (
-        (np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])).clip(0).prod(-1)
-    )
-    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(0).prod(-1) for boxes in (first, second)]
-    union = areas[0] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _true_of_each(boxes: Boxes, label: int) -> np.ndarray:

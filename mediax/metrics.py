@@ -21,7 +21,7 @@ NEEDS_POSITIVES = {"auroc", "average_precision", "f1", "precision", "sensitivity
 NEEDS_NEGATIVES = {"auroc", "specificity"}
 NEEDS_THRESHOLD = {"accuracy", "f1", "precision", "sensitivity", "specificity"}
 # Words of names of figures that are better the smaller they are.
-ERRORS = {"mae", "mse", "rmse", "brier", "ece", "loss", "error", "distance", "hausdorff", "hd95", "assd"}
+ERRORS = {"mae", "mse", "rmse", "brier", "ece", "loss", "error", "distance", "alignment", "uniformity"}
 
 CALIBRATION_BINS = 15
 # A threshold that no probability reaches; it stays above one when a caller stores it as float32.

@@ -60,6 +60,7 @@ VINBIGDATA_FINDINGS = (
 TBX11K_DETECTION = (
     "Liu et al., CVPR 2020 and IEEE TPAMI 2023; pycocotools, the scorer of their challenge not being public"
 )
+MINIJSRT = "JSRT's miniJSRT exercises, which come without a scorer"
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -216,8 +217,38 @@ PROTOCOLS = {
         Protocol(
             "organs",
             "mean IoU and Dice of each organ over images",
-            "mediax, on the masks of JSRT's miniJSRT exercises, which come without a scorer",
+            f"mediax, on the masks of {MINIJSRT}",
             headline=("iou/macro", "dice/macro"),
+        ),
+        Protocol(
+            "minijsrt/classes",
+            "accuracy, every image is a case and is called the one class that scores highest",
+            f"mediax, on the labels of {MINIJSRT}",
+            headline=("top1_accuracy",),
+        ),
+        Protocol(
+            "minijsrt/age",
+            "mean absolute error in years, every image is a case",
+            f"mediax, on the ages of {MINIJSRT}",
+            headline=("mae",),
+        ),
+        Protocol(
+            "minijsrt/boxes",
+            "mean IoU of each organ's box over images, and the share of images in which it is 0.5 or more",
+            f"mediax, on the boxes around the masks of {MINIJSRT}",
+            headline=("iou/macro", "iou_at_least_50/macro"),
+        ),
+        Protocol(
+            "minijsrt/anomaly",
+            "accuracy at a threshold from training images, and AUROC, every image is a case",
+            f"mediax, on the labels of {MINIJSRT}",
+            headline=("accuracy", "auroc"),
+        ),
+        Protocol(
+            "minijsrt/clusters",
+            "accuracy of the best matching of clusters with classes, and normalised mutual information",
+            f"mediax, on the labels of {MINIJSRT}",
+            headline=("accuracy", "nmi"),
         ),
         Protocol(
             "vessels",

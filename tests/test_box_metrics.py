@@ -151,9 +151,3 @@ def test_a_split_without_detections_scores_zero_and_without_boxes_is_undefined(b
         expected = 0.0 if boxes and metric.name != "image_auroc" else np.nan
         np.testing.assert_equal(metric.value, expected)
         assert boxes or "undefined" in metric.note or "left out: Nodule" in metric.note
-
-
-def test_overlap_of_boxes_without_extent_is_zero():
-    point = np.float32([[0.2, 0.2, 0.2, 0.2]])
-    assert box_metrics.overlaps(point, point) == 0
-    assert box_metrics.overlaps(np.empty((0, 4)), point).shape == (0, 1)

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from mediax.annotations import boxes_to_fractions, masks_to_boxes
+from mediax.annotations import box_iou, boxes_to_fractions, masks_to_boxes
 from mediax.errors import InputError
-from mediax.tasks.box_regression import Task, iou
+from mediax.tasks.box_regression import Task
 
 NAMES = ("Lungs", "Heart", "Body")
 TASK = Task("chest/boxes", structures=NAMES)
@@ -110,16 +110,24 @@ def test_predicted_boxes_are_never_inside_out_and_lie_in_the_image():
 def test_iou_is_that_of_a_loop():
     first, second = random_boxes((40,)), random_boxes((40,))
     expected = [generalised_iou(a, b)[0] for a, b in zip(first.astype(float), second.astype(float))]
-    np.testing.assert_allclose(iou(first, second), expected, rtol=1e-9)
-    assert np.isnan(iou(first[0], np.full(4, NAN))) and iou(np.zeros(4), np.zeros(4)) == 0
-    np.testing.assert_allclose(iou(first, first), 1)
+    np.testing.assert_allclose(box_iou(first, second), expected, rtol=1e-9)
+    np.testing.assert_array_equal(box_iou(first[:, None], second[None]).diagonal(), box_iou(first, second))
+    np.testing.assert_allclose(box_iou(first, first), 1)
+
+
+def test_iou_without_extent_is_zero_and_unknown_where_a_box_is():
+    assert box_iou(np.zeros(4), np.zeros(4)) == 0 and box_iou(np.float32([0.5, 0.5, 0.2, 0.2]), np.ones(4)) == 0
+    known = random_boxes((3,))
+    known[1, 2] = NAN
+    np.testing.assert_array_equal(np.isnan(box_iou(known, random_boxes((3,)))), [False, True, False])
+    assert box_iou(np.empty((0, 1, 4)), known[None]).shape == (0, 3)
 
 
 def test_metrics_are_means_over_known_boxes():
     true, predicted = random_boxes((9, 3)), random_boxes((9, 3))
     true[0, 1] = true[:, 2] = NAN
     predicted[2:6] = true[2:6] + 0.01
-    overlap = iou(predicted, true)
+    overlap = box_iou(predicted, true)
     targets = {"boxes": true, "found": (~np.isnan(true[..., 0])).astype(np.int32)}
     found = {m.name: m for m in TASK.metrics({"boxes": predicted}, targets, calibration={}, resamples=40)}
     for k, name in enumerate(NAMES[:2]):

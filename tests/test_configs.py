@@ -3,6 +3,7 @@
 Of what each has for the real data, the shapes are checked: networks, image sizes and transforms, without running them.
 """
 
+import itertools
 import json
 import signal
 from functools import partial
@@ -11,6 +12,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from launch import minijsrt
 from mediax import evaluate, experiment, protocols, run, train
 from mediax.batch import device_fields
 from mediax.preemption import Preempted, Preemption
@@ -138,5 +140,96 @@ def test_the_networks_for_the_real_data_fit_their_images(path, variant, data):
         assert all(array.shape[0] == 2 for task in found.values() for array in task["predictions"].values())
 
 
-def test_every_config_has_variants_that_differ():
-    assert len(CELLS) == len(set(CELLS)) and {path for path, _ in CELLS} == set(experiment.config_files())
+# What there is to be: of each config's file datasets x {model: (backbone, head)}, and its task.
+MATRIX = {
+    "chest_classification": (
+        "classification",
+        ("chestxray14", "chexpert", "mimic_cxr"),
+        {name: (name, "pooled") for name in ("swin", "internimage", "convnext")} | {"dinov2": ("vit", "pooled")},
+    ),
+    "chest_detection": (
+        "detection",
+        ("node21", "tbx11k", "vinbigdata"),
+        {"dino": ("resnet", "dino"), "mask_rcnn": ("resnet", "mask_rcnn"), "dino_swin": ("swin", "dino")},
+    ),
+    "chest_segmentation": (
+        "segmentation",
+        ("chestxdet", "siim_acr", "chexmask"),
+        {
+            "unet": ("resnet", "unet"),
+            "unet_plus_plus": ("resnet", "unet_plus_plus"),
+            "upernet": ("swin", "upernet"),
+            "swin_unet": ("swin", "unet"),
+        },
+    ),
+}
+FUNDUS = {
+    "eyepacs": "ordinal",
+    "drive": "segmentation",
+    "drishti_gs": "segmentation",
+    "fire": "registration",
+    "stare": "segmentation",
+    "hrf": "segmentation",
+    "drions_db": "segmentation",
+    "chase_db1": "segmentation",
+}
+# Of the exercises the first, to convert files, is done by launch/minijsrt.py, the other eight are variants.
+EXERCISES = {
+    "directions": ("minijsrt_directions", "classification"),
+    "gender": ("minijsrt_gender", "classification"),
+    "age": ("minijsrt_age", "regression"),
+    "lung": ("minijsrt_lung", "segmentation"),
+    "organs": ("minijsrt_organs", "segmentation"),
+    "boxes": ("minijsrt_organs", "box_regression"),
+    "anomaly": ("minijsrt_anomaly", "anomaly"),
+    "clusters": ("minijsrt_directions", "anomaly"),
+}
+LOADED = {
+    (path.stem, variant): experiment.complete(experiment.load_config(f"{path}:{variant}").to_dict())
+    for path, variant in CELLS
+}
+
+
+def learnt(config):
+    """What a config learns and is scored on: {(dataset, task)}, the name of a task being that of its file."""
+    tasks = {spec.get("name", name) for stream in config["streams"].values() for name, spec in stream["tasks"].items()}
+    specs = (*config["streams"].values(), *config["evaluations"].values())
+    return {(spec["dataset"], task) for spec in specs if spec["dataset"] for task in tasks}
+
+
+@pytest.mark.parametrize("file", MATRIX)
+def test_every_dataset_is_there_with_every_model(file):
+    task, datasets, models = MATRIX[file]
+    for dataset in datasets:
+        for model, networks in models.items():
+            config = LOADED[file, f"{dataset},{model}"]
+            (stream,) = config["streams"].values()
+            (spec,) = stream["tasks"].values()
+            assert learnt(config) == {(dataset, task)}
+            assert (config["backbone"]["name"], spec["head"]["name"]) == networks
+
+
+def test_every_fundus_dataset_is_there_with_its_task():
+    everything = set().union(*map(learnt, LOADED.values()))
+    assert FUNDUS.items() <= everything
+
+
+def test_every_exercise_of_minijsrt_is_there(tmp_path):
+    assert {variant: learnt(config) for (file, variant), config in LOADED.items() if file == "minijsrt"} == {
+        name: {dataset_and_task} for name, dataset_and_task in EXERCISES.items()
+    }
+    assert set(minijsrt.EXERCISES) == EXERCISES.keys() and len(minijsrt.EXERCISES) + 1 == 9
+    commands = minijsrt.practice(tmp_path, tmp_path)
+    assert commands and all("mediax.convert" in command for command in commands.values())
+
+
+@pytest.mark.parametrize("path", experiment.config_files(), ids=lambda path: path.stem)
+def test_no_two_variants_of_a_config_are_the_same(path):
+    """Compared are complete configs, so that a variant that sets what is the default anyway is none."""
+    names = experiment.variants(path)
+    assert names and len(set(names)) == len(names)
+    for configs in (
+        [LOADED[path.stem, name] for name in names],
+        [experiment.load_config(f"{path}:{name},phantom".replace(":,", ":")).to_dict() for name in names],
+    ):
+        assert all(first != second for first, second in itertools.combinations(configs, 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mediax import catalog, experiment, run
+from mediax import catalog, experiment, protocols, run
 from mediax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +41,9 @@ def test_every_exercise_is_a_variant(exercise, words):
     during = {name: spec["split"] for name, spec in config["evaluations"].items() if spec["during_training"]}
     assert during == {"training": "train"} and config["best"]["metric"] == "training/loss"
     assert config["evaluations"]["test"]["split"] == "test" and not config["evaluations"]["test"]["calibrate_on"]
+    # What heads the table is what the exercise asks for, and both splits are scored alike.
+    (protocol,) = {spec["protocol"] for spec in config["evaluations"].values()}
+    assert protocols.get(protocol).headline[0] == BARS[exercise][0] and "miniJSRT" in protocols.get(protocol).source
 
 
 def test_another_exercise_is_refused():

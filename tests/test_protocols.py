@@ -8,6 +8,7 @@ import boxes
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from references import medmnist_evaluator
@@ -27,7 +28,7 @@ from mediax.datasets import (
     vinbigdata,
 )
 from mediax.errors import InputError
-from mediax.tasks import classification, detection, ordinal, segmentation
+from mediax.tasks import anomaly, box_regression, classification, detection, ordinal, regression, segmentation
 
 NAN = np.nan
 GOLDENS = Path(__file__).parent / "references" / "goldens"
@@ -228,6 +229,60 @@ def test_tbx11k_calls_an_image_by_its_highest_score(ill):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name].value, value, err_msg=name)
     assert found["top1_accuracy"].trivial == pytest.approx(np.bincount(true).max() / len(true))
+
+
+def test_minijsrt_scores_one_class_of_each_image_by_accuracy():
+    rng = np.random.default_rng(3)
+    true, scores = rng.integers(0, 4, 40), rng.dirichlet(np.ones(4), 40)
+    task = classification.Task("chest/directions", tuple("udlr"), exclusive=True)
+    found = scored("minijsrt/classes", task, {"scores": scores}, {"labels": np.eye(4)[true]})
+    assert found["top1_accuracy"].value == pytest.approx(np.mean([row.max() == row[k] for row, k in zip(scores, true)]))
+    assert found["top1_accuracy"].trivial == pytest.approx(np.bincount(true).max() / 40)
+
+
+def test_minijsrt_scores_ages_by_the_mean_absolute_error():
+    true, predicted = np.float32([[40], [61], [NAN], [70]]), np.float32([[42], [58], [5], [70]])
+    task = regression.Task("chest/age", ("age in years",))
+    found = scored("minijsrt/age", task, {"target": predicted}, {"target": true})
+    assert found["mae"].value == pytest.approx((2 + 3 + 0) / 3) and found["mae"].n == 3
+    assert found["mae"].trivial == pytest.approx((21 + 0 + 9) / 3)
+
+
+def test_minijsrt_scores_boxes_by_their_iou():
+    """Halves of a box, a quarter of one, and one that is not known."""
+    task = box_regression.Task("chest/boxes", structures=("Heart", "Left Lung"))
+    true = np.float32([[[0, 0, 0.5, 1], [0, 0, 1, 1]], [[0, 0, 1, 1], [NAN] * 4]])
+    predicted = np.float32([[[0, 0, 0.5, 0.5], [0, 0, 1, 0.5]], [[0, 0, 0.5, 0.5], [0, 0, 1, 1]]])
+    targets = {"boxes": true, "found": (~np.isnan(true[..., 0])).astype(np.int32)}
+    found = scored("minijsrt/boxes", task, {"boxes": predicted}, targets)
+    assert found["iou/Heart"].value == pytest.approx((0.5 + 0.25) / 2) and found["iou/Left Lung"].value == 0.5
+    assert found["iou/macro"].value == pytest.approx((0.375 + 0.5) / 2)
+    assert found["iou_at_least_50/macro"].value == pytest.approx((0.5 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", ["minijsrt/anomaly", "minijsrt/clusters"])
+def test_minijsrt_scores_anomalies_and_clusters_by_accuracy(name):
+    """Codes of two groups, the second of which is what the training images are not."""
+    rng = np.random.default_rng(0)
+    group, clusters = np.arange(40) % 2, name == "minijsrt/clusters"
+    code = (rng.normal(0, 1, (40, 2)) + 3 * group[:, None]).astype(np.float32)
+    labels = np.eye(2)[group] if clusters else group[:, None].astype(float)
+    classes, head = ("a", "b") if clusters else ("Anomaly",), {"name": "autoencoder", "size": (8, 8), "code": 2}
+    task = anomaly.Task("chest/anomaly", classes, head, clusters=clusters, components=1 + clusters)
+    predictions, targets = {"code": code, "error": np.zeros(40, np.float32)}, {"labels": labels}
+    calibration = task.calibrate(predictions, targets)
+    found = scored(name, task, predictions, targets, calibration={"task": calibration})
+    if clusters:
+        called = task.assign(predictions, calibration)
+        expected = max(np.mean(called == group), np.mean(called != group))
+        information = sklearn.metrics.normalized_mutual_info_score(group, called)
+        assert found["nmi"].value == pytest.approx(information)
+    else:
+        scores = task.scores(predictions, calibration)
+        expected = np.mean((scores >= calibration["threshold"]) == group)
+        assert found["auroc"].value == pytest.approx(auroc(scores, group))
+    assert found["accuracy"].value == pytest.approx(expected) and 0.7 < expected <= 1
+    assert set(protocols.get(name).headline) <= found.keys()
 
 
 def kappa(called, true):
@@ -498,18 +553,28 @@ def test_dice_and_iou_are_means_of_images(name):
             means[metric].append(np.mean(values))
     for metric, values in means.items():
         assert found[f"{metric}/macro"].value == pytest.approx(np.mean(values))
-    healthy = [np.mean(~true[batch["mask_valid"][:, k], ..., k].any((1, 2))) for k in range(len(structures))]
-    assert found["dice/macro"].trivial == pytest.approx(np.mean(healthy))
+    blind = []
+    for k in range(len(structures)):
+        masks = true[batch["mask_valid"][:, k], ..., k]
+        often = masks.mean(0) >= 0.5  # the mean mask
+        assert often.any()
+        blind.append(np.mean(2 * (masks & often).sum((1, 2)) / (masks.sum((1, 2)) + often.sum())))
+    assert found["dice/macro"].trivial == pytest.approx(np.mean(blind))
 
 
-def test_to_predict_nothing_scores_the_share_of_the_healthy_in_siim_acr():
+@pytest.mark.parametrize("threshold", [0.5, "dice"])
+def test_to_predict_nothing_scores_the_share_of_the_healthy_in_siim_acr(threshold):
     """The 12,047 training images of which 9,378 show no pneumothorax; the table's heading says what that gives."""
     assert round(9378 / 12047, 2) == 0.78 and "about 0.777" in protocols.get("siim_acr/dice").description
-    task, batch, called, _ = segmented(("Pneumothorax",), rows=40)
+    task, batch, called, _ = segmented(("Pneumothorax",), rows=40, threshold=threshold)
     batch["masks"][9:] = 0
     batch["mask_valid"][:] = True
     found = scored("siim_acr/dice", task, *evaluated(task, np.where(called, 3.0, -3.0), batch))
     assert found["dice/macro"].trivial == pytest.approx(33 / 40) and found["dice_present/macro"].trivial == 0
+
+
+def pooled_f1(call, answer):
+    return 2 * (call & answer).sum() / max(call.sum() + answer.sum(), 1)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -523,16 +588,23 @@ def test_vessels_are_pixels_of_all_images_inside_the_field_of_view(empty):
     logits = rng.normal(1.5 * called - 1.5, 1)
     predictions, targets = evaluated(task, logits, batch)
     # The threshold comes from other images.
-    (threshold,) = task.calibrate(*evaluated(task, logits + 0.3, batch))["thresholds"]
-    found = scored("vessels", task, predictions, targets, calibration={"task": {"thresholds": [threshold]}})
-    seen = (batch["field_of_view"] > 0) & batch["mask_valid"][..., None]
-    answer, p, second = (
-        each[seen][:, 0] for each in (true > 0, predictions["probabilities"], batch["second_masks"] > 0)
+    calibration = task.calibrate(*evaluated(task, logits + 0.3, batch))
+    (threshold,) = calibration["thresholds"]
+    found = scored("vessels", task, predictions, targets, calibration={"task": calibration})
+    seen = (batch["field_of_view"] > 0) & batch["mask_valid"][..., None]  # of one structure, so bool[B,H,W]
+    often = (true * seen[..., None]).sum(0) / np.maximum(seen.sum(0), 1)[..., None]
+    answer, p, second, mean = (
+        each[seen][:, 0]
+        for each in (
+            *(true > 0, predictions["probabilities"], batch["second_masks"] > 0),
+            np.broadcast_to(often, true.shape),
+        )
     )
-    for field, call in (("value", p >= np.float32(threshold)), ("reader", second)):
+    blind = max(sorted(segmentation.CANDIDATES, key=lambda t: abs(t - 0.5)), key=lambda t: pooled_f1(mean >= t, answer))
+    for field, call in (("value", p >= np.float32(threshold)), ("reader", second), ("trivial", mean >= blind)):
         hits, false = (call & answer).sum(), (call & ~answer).sum()
         expected = {
-            "f1": 2 * hits / (call.sum() + answer.sum()),
+            "f1": pooled_f1(call, answer) if call.any() or answer.any() else NAN,
             "sensitivity": hits / answer.sum() if answer.any() else NAN,
             "specificity": 1 - false / (~answer).sum(),
             "accuracy": (call == answer).mean(),
@@ -540,8 +612,10 @@ def test_vessels_are_pixels_of_all_images_inside_the_field_of_view(empty):
         for name, value in expected.items():
             np.testing.assert_allclose(getattr(found[f"pixel_{name}/macro"], field), value, err_msg=f"{field} {name}")
     np.testing.assert_allclose(found["pixel_auroc/macro"].value, auroc(p, answer), atol=2e-3)
-    assert found["pixel_specificity/macro"].trivial == 1
-    np.testing.assert_equal(found["pixel_auroc/macro"].trivial, NAN if empty else 0.5)
+    # One mask is one point of the curve.
+    point = (found["pixel_sensitivity/macro"].trivial + found["pixel_specificity/macro"].trivial) / 2
+    np.testing.assert_allclose(found["pixel_auroc/macro"].trivial, point)
+    assert empty or found["pixel_f1/macro"].trivial > 0.4
 
 
 def test_drishti_gs_compares_heights_of_cup_and_disc():
@@ -555,7 +629,7 @@ def test_drishti_gs_compares_heights_of_cup_and_disc():
     batch["masks"], batch["mask_valid"] = true.astype(np.uint8), np.arange(4)[:, None] < [2, 3]
     found = scored("drishti_gs", task, *evaluated(task, np.where(called, 3.0, -3.0), batch))
     assert found["ratio_error/macro"].value == pytest.approx((0.3 + 0.4) / 2)
-    assert found["ratio_error/macro"].trivial == pytest.approx((0.5 + 0.4) / 2)
+    assert found["ratio_error/macro"].trivial == pytest.approx(0.05)  # of the median, 0.45
     assert found["dice/Optic Disc"].value == 1 and found["dice/Optic Disc"].n == 2
     assert found["dice/Optic Cup"].value == pytest.approx((2 * 5 / (10 + 8) + 0 + 0) / 3)
 
@@ -619,4 +693,5 @@ def test_every_protocol_has_a_test_of_its_score():
     elsewhere = {"fire"}  # tests/test_registration.py
     own = {"study", "chexpert/competition", "medmnist", "tbx11k/classification", "eyepacs/kappa", "node21/detection"}
     own |= {"vinbigdata/kaggle", "chestxdet/froc", "vessels", "drishti_gs"}
+    own |= {f"minijsrt/{kind}" for kind in ("classes", "age", "boxes", "anomaly", "clusters")}
     assert {*OF_IMAGES, *COCO_SCORED, *MASK_SCORED, *own, *elsewhere} == set(protocols.PROTOCOLS)

@@ -1,5 +1,6 @@
 """The segmentation task: losses against formulas, what is left out of them, metrics against a loop, thresholds."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ import sklearn.metrics
 
 from mediax import figures
 from mediax.errors import InputError
-from mediax.tasks.segmentation import CANDIDATES, PER_PIXEL, Task
+from mediax.tasks.segmentation import CANDIDATES, CELLS, PER_PIXEL, Task
 
 NAMES = ("Left Lung", "Right Lung", "Heart")
 TASK = Task("stream/segmentation", NAMES)
@@ -185,7 +186,11 @@ def test_the_threshold_of_the_best_dice_is_chosen_on_validation_data():
     assert scored(task, logits, batch, calibration=calibration)["dice/macro"].value == 1
     batch["mask_valid"][:] = False
     unknown = jax.device_get(task.targets(batch))
-    assert task.calibrate(predictions, unknown) == {"thresholds": [0.5] * 3}
+    nothing = {"mean_mask": [""] * 3, "median_ratio": [[None] * 3] * 3}
+    assert task.calibrate(predictions, unknown) == {"thresholds": [0.5] * 3} | nothing
+
+
+EMPTY = {"mean_mask": [""] * 3, "median_ratio": [[0.0] * 3] * 3}
 
 
 def vessels(rows=3, size=(40, 30)):
@@ -253,13 +258,127 @@ def test_a_second_reader_and_a_trivial_one_are_scored_alike():
     seen = batch["field_of_view"] > 0
     (second, nothing) = (
         {metric.name: metric.value for metric in TASK.metrics(each, targets, calibration={}, pooled=True, resamples=0)}
-        for each in (TASK.second_reader(targets), TASK.trivial(predictions, {}))
+        for each in (TASK.second_reader(targets), TASK.trivial(predictions, EMPTY))
     )
     expected = sklearn.metrics.f1_score(batch["masks"][seen][:, 0], batch["second_masks"][seen][:, 0])
     assert second["pixel_f1/Left Lung"] == pytest.approx(expected)
     assert nothing["pixel_f1/macro"] == nothing["dice/macro"] == 0 and nothing["pixel_specificity/macro"] == 1
     del batch["second_masks"]
     assert TASK.second_reader(evaluated(TASK, logits, batch)[1]) is None
+
+
+def anatomy(rows, size, exclusive):
+    """Masks that are much alike: above one structure, below another, a third is rare; some masks are unknown."""
+    above = np.arange(size[0])[:, None, None] < size[0] // 2
+    likely = np.where(above, [0.8, 0.1, 0.05], [0.1, 0.6, 0.05])
+    low = np.cumsum(likely, -1) - likely if exclusive else 0.0
+    draw = RNG.random((rows, *size, 1 if exclusive else 3))
+    batch = make_batch(rows, size) | {"masks": ((low <= draw) & (draw < low + likely)).astype(np.uint8)}
+    batch["field_of_view"] = (RNG.random((rows, *size)) < 0.7).astype(np.uint8)
+    batch["mask_valid"][0, 0] = batch["mask_valid"][-1, 1] = False
+    return batch
+
+
+def mean_of_cells(batch, k):
+    """How often a structure is in each cell, f64[H,W], by a loop over images and pixels."""
+    height, width = batch["masks"].shape[1:3]
+    rows, columns = np.arange(height) * CELLS // height, np.arange(width) * CELLS // width
+    true, seen = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
+    for i in np.flatnonzero(batch["mask_valid"][:, k]):
+        for y, x in np.argwhere(batch["field_of_view"][i]):
+            seen[rows[y], columns[x]] += 1
+            true[rows[y], columns[x]] += batch["masks"][i, y, x, k]
+    return (true / np.maximum(seen, 1))[rows][:, columns]
+
+
+def mean_dice(called, batch, k):
+    """The mean Dice of one mask bool[H,W] that is called in all images."""
+    seen, known = batch["field_of_view"] > 0, np.flatnonzero(batch["mask_valid"][:, k])
+    pairs = [(called & seen[i], (batch["masks"][i, ..., k] > 0) & seen[i]) for i in known]
+    return np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1 for a, b in pairs])
+
+
+def pooled_f1(called, batch, k):
+    seen, known = batch["field_of_view"] > 0, batch["mask_valid"][:, k]
+    true = (batch["masks"][known, ..., k] > 0)[seen[known]]
+    return sklearn.metrics.f1_score(true, np.broadcast_to(called, seen.shape)[known][seen[known]])
+
+
+@pytest.mark.parametrize("size", [(9, 7), (100, 70)])
+@pytest.mark.parametrize("rule", [0.5, 0.3, "dice", "f1", "exclusive"])
+def test_the_trivial_predictor_calls_the_mean_mask_of_the_calibrating_split(rule, size):
+    task = replace(TASK, exclusive=True) if rule == "exclusive" else replace(TASK, threshold=rule)
+    of_calibration, batch = (anatomy(rows, size, task.exclusive) for rows in (7, 5))
+    logits = logits_of(batch, 3 + task.exclusive)
+    calibration = task.calibrate(*evaluated(task, logits_of(of_calibration, 3 + task.exclusive), of_calibration))
+    calibration = json.loads(json.dumps(calibration))
+    predictions, targets = evaluated(task, logits, batch)
+    trivial = task.trivial(predictions, calibration)
+    results = task.metrics(trivial, targets, calibration=calibration, resamples=0, pooled=True)
+    found = {metric.name: metric.value for metric in results}
+    means = np.stack([mean_of_cells(of_calibration, k) for k in range(3)], -1)
+    for k, name in enumerate(NAMES):
+        mean = means[..., k]
+        called = mean >= (rule if isinstance(rule, float) else 0.5)
+        if rule == "exclusive":
+            called = np.concatenate([1 - means.sum(-1, keepdims=True), means], -1).argmax(-1) == 1 + k
+        if rule in ("dice", "f1"):
+            measure = {"dice": mean_dice, "f1": pooled_f1}[rule]
+            nearest_first = sorted(CANDIDATES, key=lambda threshold: abs(threshold - 0.5))
+            best = max(nearest_first, key=lambda one: round(float(measure(mean >= one, of_calibration, k)), 9))
+            called = mean >= best
+        assert found[f"dice/{name}"] == pytest.approx(mean_dice(called, batch, k))
+        assert found[f"pixel_f1/{name}"] == pytest.approx(pooled_f1(called, batch, k))
+    assert found["dice/Left Lung"] > 0.7
+
+
+def test_the_trivial_predictor_knows_nothing_of_the_split_that_is_scored():
+    task = replace(TASK, threshold="dice")
+    calibration = task.calibrate(*evaluated(task, logits_of(batch := make_batch()), batch))
+    batch = make_batch()
+    batch["masks"][:] = 1  # all pixels are right: what is called is then what is right
+    trivial = task.trivial(evaluated(task, logits_of(batch), batch)[0], calibration)
+    np.testing.assert_array_equal(trivial["overlap"], trivial["called"])
+    assert (trivial["called"] == trivial["called"][0]).all() and (trivial["called"] == trivial["called"][..., :1]).all()
+    assert trivial["called"].shape == (4, 3, len(CANDIDATES))
+
+
+@pytest.mark.parametrize("threshold", [0.5, "dice"])
+def test_where_a_structure_is_rare_the_trivial_predictor_calls_none(threshold):
+    """One image in four shows it, always at the same place: an empty mask is right in the three others."""
+    task, batch = replace(TASK, threshold=threshold), make_batch(8)
+    batch["masks"][:] = 0
+    batch["masks"][:2, 2:4, 2:4] = 1
+    predictions, targets = evaluated(task, logits_of(batch), batch)
+    calibration = task.calibrate(predictions, targets)
+    results = task.metrics(task.trivial(predictions, calibration), targets, calibration=calibration, resamples=0)
+    found = {metric.name: metric.value for metric in results}
+    assert calibration["mean_mask"] == [""] * 3 and found["dice/macro"] == 0.75 and found["dice_present/macro"] == 0
+
+
+def test_the_trivial_ratio_is_the_median_of_images_that_know_both():
+    batch = make_batch(4, (20, 4))
+    batch["masks"][:] = 0
+    batch["masks"][:, 2:12, 1, 0] = 1
+    for row, height in enumerate((2, 3, 7, 9)):
+        batch["masks"][row, 3 : 3 + height, 1, 1] = 1
+    batch["mask_valid"][3, 1] = batch["mask_valid"][1, 2] = False
+    predictions, targets = evaluated(TASK, logits_of(batch), batch)
+    calibration = TASK.calibrate(predictions, targets)
+    np.testing.assert_allclose(calibration["median_ratio"], [[1, 1, 1], [0.3, 1, 1], [0, 0, 0]])
+    trivial = TASK.trivial(predictions, calibration)
+    for pair, error in ((NAMES[1::-1], (0.1 + 0 + 0.4) / 3), (NAMES[2:0:-1], 0)):
+        results = TASK.metrics(trivial, targets, calibration=calibration, resamples=0, ratio=pair)
+        assert results[-1].name == "ratio_error/macro" and results[-1].value == pytest.approx(error)
+
+
+def test_cells_count_every_pixel_once():
+    batch = anatomy(3, (130, 65), exclusive=False)
+    cells = evaluated(TASK, logits_of(batch), batch)[0]["cells"]
+    assert cells.dtype == np.uint16 and cells.shape == (3, CELLS**2, 4)
+    seen = batch["field_of_view"][..., None]
+    expected = np.concatenate([batch["masks"] * seen, seen], -1).sum((1, 2), dtype=int)
+    np.testing.assert_array_equal(cells.sum(1, dtype=int), expected)
 
 
 def test_without_masks_there_are_probabilities_alone():

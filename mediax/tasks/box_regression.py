@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mediax import catalog, figures, inference, metrics
+from mediax.annotations import box_iou
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Box, Findings
@@ -145,7 +146,7 @@ class Task:
         """
         self._check_single(targets)
         index = [self.names.index(name) for name in classes or self.names]
-        overlap = iou(predictions["boxes"], targets["boxes"])[:, index]
+        overlap = box_iou(predictions["boxes"], targets["boxes"])[:, index]
         right = np.where(np.isnan(overlap), np.nan, overlap >= 0.5)
         values = np.stack([overlap, right], axis=2)
         return metrics.case_means(values, [self.names[i] for i in index], PER_CLASS, groups, resamples=resamples)
@@ -161,7 +162,7 @@ class Task:
     ) -> None:
         """Draws a sheet of the first `images` f32[N,H,W,C] of a split with the true and the predicted boxes."""
         predicted, true = predictions["boxes"][: len(images)], targets["boxes"][: len(images)]
-        overlap = metrics.mean_of_defined(iou(predicted, true))
+        overlap = metrics.mean_of_defined(box_iou(predicted, true))
         labels = np.broadcast_to(np.arange(len(self.names)), predicted.shape[:2])
         figures.samples(
             folder / f"samples_{name}.png",
@@ -233,13 +234,3 @@ def _around_masks(batch: Batch) -> tuple[jax.Array, jax.Array]:
     if "mask_valid" in batch:
         found &= batch["mask_valid"]
     return jnp.stack([top, left, bottom, right], -1).astype(jnp.float32), found.astype(jnp.int32)
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of pairs of boxes f[...,4] -> f64[...] in [0,1]; NaN where a box is."""
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    intersection = sides.clip(0).prod(axis=-1)
-    areas = ((box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (first, second))
-    union = sum(areas) - intersection
-    return np.divide(intersection, union, out=np.where(np.isnan(union), np.nan, 0.0), where=union > 0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog, figures, metrics
+from mediax import catalog, figures, metrics, rle
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
@@ -26,6 +26,7 @@ PER_PIXEL = ("pixel_f1", "pixel_sensitivity", "pixel_specificity", "pixel_accura
 RULES = ("dice", "f1")
 # Thresholds among which a rule chooses, evenly spread in the logit: those of thin structures lie near 0.
 CANDIDATES = tuple((1 / (1 + np.exp(-np.linspace(-6, 6, 49)))).round(6).tolist())
+CELLS = 64  # along a side of the mean mask: where many images have something is smooth, and so small enough to keep
 SMOOTHING = 1.0  # pixels: the Dice loss of an empty mask that is predicted empty is then 0
 
 
@@ -116,7 +117,8 @@ class Task:
 
         If the batch has masks, for each of T thresholds (one, unless it is still to be chosen): `called` and `overlap`,
         i32[B,S,T], count the pixels that are called the structure and those of them that are; `height`, i32[B,S,T], is
-        the number of rows from the first to the last of them.
+        the number of rows from the first to the last of them. `cells` u16[B,C,S+1] count, in each cell of a grid of
+        CELLS rows and columns, the true pixels of each structure, and last all pixels of the field of view.
         """
         probabilities = jnp.stack([self._probabilities(branch) for branch in logits]).mean(0)
         if "masks" not in batch:
@@ -128,7 +130,7 @@ class Task:
             return _counts(self._called(probabilities, threshold, jnp) & seen, masks)
 
         of_thresholds = jax.lax.map(counts, jnp.asarray(self._thresholds(), jnp.float32))
-        return {"probabilities": probabilities} | {
+        return {"probabilities": probabilities, "cells": _cells(masks, seen)} | {
             name: values.transpose(1, 2, 0) for name, values in of_thresholds.items()
         }
 
@@ -164,21 +166,18 @@ class Task:
     ) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
 
-        Of equally good ones the nearest to 0.5 is taken; it is 0.5 where no mask of a structure is known.
+        Of equally good ones the nearest to 0.5 is taken; it is 0.5 where no mask of a structure is known. Beside them
+        stands what `trivial` answers: `mean_mask`, run lengths of where a structure is as often as the task's
+        threshold says or its rule finds best, and `median_ratio` [S,S] of the heights of any two structures.
         """
+        frequency = mean_mask(predictions["cells"], targets["area"])
+        masks = np.stack([self._called(frequency, threshold, np) for threshold in self._thresholds()], -1)
+        places = self._best_places(_counts_of_cells(predictions["cells"], masks), targets)
+        chosen = (masks[:, k, place].reshape(CELLS, CELLS) for k, place in enumerate(places))
+        blind = {"mean_mask": [*map(rle.chexmask_encode, chosen)], "median_ratio": median_ratio(targets)}
         if self.exclusive:
-            return {}
-        grid = np.asarray(self._thresholds())
-        if self.threshold == "f1":
-            called, overlap, area, _ = pixel_counts(predictions, targets, np.zeros(len(targets["area"]), int))[:, 0]
-            with np.errstate(invalid="ignore"):
-                mean = (2 * overlap / (called + area)).T
-        else:
-            dice = [overlaps(predictions, targets, np.full(len(self.structures), t))["dice"] for t in range(len(grid))]
-            mean = np.stack([metrics.mean_of_defined(values.T) for values in dice])  # [T,S]
-        order = np.argsort(np.abs(grid - 0.5), kind="stable")
-        best = order[np.nan_to_num(mean[order], nan=-1.0).round(9).argmax(0)]
-        return {"thresholds": grid[best].tolist()}
+            return blind
+        return {"thresholds": np.asarray(self._thresholds())[self._best_places(predictions, targets)].tolist()} | blind
 
     def metrics(
         self,
@@ -211,16 +210,27 @@ class Task:
             results += pooled_metrics(predictions, targets, index, names, places, groups, resamples)
         if ratio:
             first, second = (self.structures.index(name) for name in ratio)
-            called = _picked(predictions["height"], places)
-            error = np.abs(_ratio(called, first, second) - _ratio(targets["true_height"], first, second))
+            if "ratio" in predictions:
+                called = predictions["ratio"][:, first, second]
+            else:
+                called = _ratio(_picked(predictions["height"], places), first, second)
+            error = np.abs(called - _ratio(targets["true_height"], first, second))
             error[np.isnan(targets["area"][:, [first, second]]).any(1)] = np.nan
             kind = [f"{ratio[0]} to {ratio[1]}"]
             results += metrics.case_means(error[:, None, None], kind, ["ratio_error"], groups, resamples=resamples)
         return results
 
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Calls no pixel of any image a structure."""
-        return dict(predictions) | {name: np.zeros_like(predictions[name]) for name in ("called", "overlap", "height")}
+        """Calls in every image the mean mask of the calibrating split, and says its median ratio of two heights.
+
+        That mask is empty where a structure is rare, or where the task's rule finds nothing better than to call none.
+        """
+        masks = [rle.chexmask_decode(runs, CELLS, CELLS).ravel() for runs in calibration["mean_mask"]]
+        counts = _counts_of_cells(predictions["cells"], np.stack(masks, -1)[..., None])
+        ratio = np.asarray(calibration["median_ratio"], float)
+        return {name: np.broadcast_to(values, predictions["called"].shape) for name, values in counts.items()} | {
+            "ratio": np.broadcast_to(ratio, (len(predictions["cells"]), *ratio.shape))
+        }
 
     def second_reader(self, targets: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """What another reader of the same images called, as predictions that no threshold changes."""
@@ -314,6 +324,19 @@ class Task:
             return (0.5,)
         return CANDIDATES if self.threshold in RULES else (self.threshold,)
 
+    def _best_places(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Where among the thresholds each structure's best by the rule stands, i[S]; the nearest to 0.5 of equals."""
+        grid = np.asarray(self._thresholds())
+        if self.threshold == "f1":
+            called, overlap, area, _ = pixel_counts(predictions, targets, np.zeros(len(targets["area"]), int))[:, 0]
+            with np.errstate(invalid="ignore"):
+                mean = (2 * overlap / (called + area)).T
+        else:
+            dice = [overlaps(predictions, targets, np.full(len(self.structures), t))["dice"] for t in range(len(grid))]
+            mean = np.stack([metrics.mean_of_defined(values.T) for values in dice])  # [T,S]
+        order = np.argsort(np.abs(grid - 0.5), kind="stable")
+        return order[np.nan_to_num(mean[order], nan=-1.0).round(9).argmax(0)]
+
     def _places(self, calibration: Mapping[str, Any]) -> np.ndarray:
         """Where in the counts' last axis the threshold of each structure stands, i[S]."""
         chosen = np.asarray(calibration.get("thresholds", [self._thresholds()[0]] * len(self.structures)))
@@ -325,6 +348,25 @@ def soft_dice(probabilities: jax.Array, masks: jax.Array, seen: jax.Array) -> ja
     overlap = (probabilities * masks * seen).sum((1, 2))
     sizes = ((probabilities + masks) * seen).sum((1, 2))
     return (2 * overlap + SMOOTHING) / (sizes + SMOOTHING)
+
+
+def mean_mask(cells: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """How often each cell is each structure, f64[C,S], in the images where `area` f[N,S] is known; 0 if unseen."""
+    known = ~np.isnan(area)
+    sums = [cells[..., [k, -1]][known[:, k]].sum(0, dtype=np.int64) for k in range(known.shape[1])]
+    true, seen = np.stack(sums, -1).swapaxes(0, 1)
+    return np.divide(true, seen, out=np.zeros(true.shape), where=seen > 0)
+
+
+def median_ratio(targets: Mapping[str, np.ndarray]) -> list[list[float | None]]:
+    """The median over images of the ratio of the heights of two structures [S,S], None where none knows both."""
+    known, heights = ~np.isnan(targets["area"]), targets["true_height"]
+
+    def median(first: int, second: int) -> float | None:
+        ratios = _ratio(heights[known[:, first] & known[:, second]], first, second)
+        return float(np.median(ratios)) if len(ratios) else None
+
+    return [[median(first, second) for second in range(known.shape[1])] for first in range(known.shape[1])]
 
 
 def overlaps(
@@ -413,6 +455,25 @@ def _counts(called: jax.Array, masks: jax.Array) -> dict[str, jax.Array]:
     """Pixels called and rightly called, and the height called: bool[B,H,W,S] twice -> i32[B,S] each."""
     pixels, right = called.sum((1, 2), dtype=jnp.int32), (called & masks).sum((1, 2), dtype=jnp.int32)
     return {"called": pixels, "overlap": right, "height": _height(called)}
+
+
+def _cells(masks: jax.Array, seen: jax.Array) -> jax.Array:
+    """Pixels of masks bool[B,H,W,S], and of all that is seen bool[B,H,W,1], in each cell of a grid: u16[B,C,S+1]."""
+    pixels = jnp.concatenate([masks & seen, seen], -1).astype(jnp.float32)
+    rows, columns = (jax.nn.one_hot(jnp.arange(side) * CELLS // side, CELLS) for side in pixels.shape[1:3])
+    counts = jnp.einsum("bhws,hr,wc->brcs", pixels, rows, columns, precision="highest")  # whole numbers stay exact
+    return counts.reshape(len(counts), CELLS * CELLS, -1).astype(jnp.uint16)
+
+
+def _counts_of_cells(cells: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Pixels called and rightly called f32[N,S,T] where masks bool[C,S,T] of cells are called in all images."""
+    masks = masks.astype(np.float32)  # sums of pixels are exact up to 2**24 of them
+
+    def counted(columns: Sequence[int]) -> np.ndarray:
+        return np.stack([cells[..., column].astype(np.float32) @ masks[:, k] for k, column in enumerate(columns)], 1)
+
+    structures = masks.shape[1]
+    return {"called": counted([-1] * structures), "overlap": counted(range(structures))}
 
 
 def _height(masks: jax.Array) -> jax.Array:
