@@ -329,7 +329,7 @@ def test_the_trivial_predictor_calls_the_mean_mask_of_the_calibrating_split(rule
             called = mean >= best
         assert found[f"dice/{name}"] == pytest.approx(mean_dice(called, batch, k))
         assert found[f"pixel_f1/{name}"] == pytest.approx(pooled_f1(called, batch, k))
-    assert found["dice/Left Lung"] > 0.7
+    assert found["dice/Left Lung"] > 0.6
 
 
 def test_the_trivial_predictor_knows_nothing_of_the_split_that_is_scored():
