@@ -269,12 +269,13 @@ def test_a_second_reader_and_a_trivial_one_are_scored_alike():
 
 def anatomy(rows, size, exclusive):
     """Masks that are much alike: above one structure, below another, a third is rare; some masks are unknown."""
+    rng = np.random.default_rng(rows)  # whichever tests ran before
     above = np.arange(size[0])[:, None, None] < size[0] // 2
     likely = np.where(above, [0.8, 0.1, 0.05], [0.1, 0.6, 0.05])
     low = np.cumsum(likely, -1) - likely if exclusive else 0.0
-    draw = RNG.random((rows, *size, 1 if exclusive else 3))
+    draw = rng.random((rows, *size, 1 if exclusive else 3))
     batch = make_batch(rows, size) | {"masks": ((low <= draw) & (draw < low + likely)).astype(np.uint8)}
-    batch["field_of_view"] = (RNG.random((rows, *size)) < 0.7).astype(np.uint8)
+    batch["field_of_view"] = (rng.random((rows, *size)) < 0.7).astype(np.uint8)
     batch["mask_valid"][0, 0] = batch["mask_valid"][-1, 1] = False
     return batch
 
@@ -329,7 +330,7 @@ def test_the_trivial_predictor_calls_the_mean_mask_of_the_calibrating_split(rule
             called = mean >= best
         assert found[f"dice/{name}"] == pytest.approx(mean_dice(called, batch, k))
         assert found[f"pixel_f1/{name}"] == pytest.approx(pooled_f1(called, batch, k))
-    assert found["dice/Left Lung"] > 0.6
+    assert found["dice/Left Lung"] > 0.6  # not the empty mask
 
 
 def test_the_trivial_predictor_knows_nothing_of_the_split_that_is_scored():
