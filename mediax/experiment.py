@@ -937,10 +937,23 @@ def _pretrained_heads(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str
 def _backbone_weights(
     config: Mapping[str, Any], backbone: _Backbone, weights: dict[str, np.ndarray]
 ) -> dict[pretrained.Path, np.ndarray]:
+    """The arrays of a file of published weights, for images as the config normalises them."""
     arrays = backbone.source.translate(weights)["backbone"]
     if config["backbone"]["channels"] == 1:
-        arrays = backbone.source.adapt_input(arrays, mean=backbone.mean, std=backbone.std)
+        arrays = _adapted(config["backbone"], backbone, arrays)
     return arrays
+
+
+def _adapted(
+    spec: Mapping[str, Any], backbone: _Backbone, arrays: dict[pretrained.Path, np.ndarray]
+) -> dict[pretrained.Path, np.ndarray]:
+    try:
+        return backbone.source.adapt_input(arrays, mean=backbone.mean, std=backbone.std)
+    except pretrained.UnknownNormalisation as unknown:
+        # Then the config alone can know it.
+        if unknown.channels == spec["channels"] and spec["mean"] and spec["std"]:
+            return arrays
+        raise
 
 
 def _set_part(

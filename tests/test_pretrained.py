@@ -156,3 +156,12 @@ def test_three_channels_adapt_to_another_normalisation():
 def test_other_channel_counts_are_refused():
     with pytest.raises(InputError, match=r"1 \(grey\) or 3 channels"):
         pretrained.adapt_input(np.zeros((4, 4, 3, 8)), convnext.MEAN, convnext.STD, (0.5, 0.5), (0.2, 0.2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("own", [1, 3])
+def test_a_kernel_that_does_not_see_red_green_and_blue_is_never_scaled(channels, own):
+    kernel = np.ones((7, 7, channels, 64), np.float32)
+    with pytest.raises(pretrained.UnknownNormalisation, match=f"have {channels} input channels of unknown") as error:
+        pretrained.adapt_input(kernel, resnet.MEAN, resnet.STD, (0.5,) * own, (0.25,) * own)
+    assert error.value.channels == channels

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from mediax import experiment
 from mediax.backbones import resnet
+from mediax.errors import InputError
 from mediax.experiment import complete
 from mediax.heads import unet
 
@@ -28,7 +29,7 @@ def weights(tmp_path_factory):
 def compose(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
 
-    def compose(head, channels=3, pretrained=""):
+    def compose(head, channels=3, pretrained="", **normalisation):
         config = {
             "phantom": {"minijsrt_lung": {"train": 6, "test": 2, "size": 32}},
             "backbone": {
@@ -36,6 +37,7 @@ def compose(tmp_path_factory):
                 "channels": channels,
                 "options": {"variant": "18", "stem_level": True},
                 "pretrained": pretrained,
+                **normalisation,
             },
             "streams": {
                 "lung": {"dataset": "minijsrt_lung", "batch_size": 2, "tasks": {"segmentation": {"head": head}}}
@@ -83,3 +85,32 @@ def test_the_backbone_s_own_file_goes_before_that_of_a_head(weights, compose, tm
     params, _ = training.warm_start(*training.model.init(jax.random.key(0)))
     expected = 2 * tensors["encoder.bn1.weight"]
     np.testing.assert_array_equal(params["backbone"]["stem"]["norm"]["scale"], expected)
+
+
+@pytest.fixture(scope="module")
+def grey(weights, tmp_path_factory):
+    """The same ResNet-18 with one input channel, as timm's in_chans=1 and smp's in_channels=1 train it."""
+    tensors = {
+        name.removeprefix("encoder."): array for name, array in weights[1].items() if name.startswith("encoder.")
+    }
+    tensors["conv1.weight"] = np.ascontiguousarray(tensors["conv1.weight"][:, :1])
+    path = tmp_path_factory.mktemp("grey") / "resnet18.safetensors"
+    save_file(tensors, path)
+    return path, tensors
+
+
+def test_weights_of_one_channel_are_taken_as_they_are_if_the_config_knows_their_normalisation(grey, compose):
+    path, tensors = grey
+    training = compose({"name": "unet"}, channels=1, pretrained=str(path), mean=(0.4,), std=(0.2,))
+    params, batch_stats = training.warm_start(*training.model.init(jax.random.key(0)))
+    expected = tensors["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["backbone"]["stem"]["conv"]["kernel"], expected)
+    np.testing.assert_array_equal(batch_stats["backbone"]["stem"]["norm"]["mean"], tensors["bn1.running_mean"])
+
+
+@pytest.mark.parametrize("given", [{}, {"mean": (0.4,)}, {"std": (0.2,)}])
+def test_weights_of_one_channel_need_a_mean_and_a_std(grey, compose, given):
+    training = compose({"name": "unet"}, channels=1, pretrained=str(grey[0]), **given)
+    said = "have 1 input channels of unknown normalisation: set backbone.channels to 1 and both backbone.mean"
+    with pytest.raises(InputError, match=said):
+        training.warm_start(*training.model.init(jax.random.key(0)))

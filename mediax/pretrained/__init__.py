@@ -185,6 +185,18 @@ def _layout(array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
+class UnknownNormalisation(InputError):
+    """Weights whose input is not red, green and blue: how their images were normalised is written nowhere."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        super().__init__(
+            f"The weights have {channels} input channels of unknown normalisation: set backbone.channels to {channels} "
+            "and both backbone.mean and backbone.std, one number for each channel, to what their images were "
+            "normalised by."
+        )
+
+
 def adapt_input(
     kernel: np.ndarray,
     published_mean: tuple[float, ...],
@@ -199,8 +211,10 @@ def adapt_input(
     factors go into the kernel (summed over the channels if the image is grey) and the constants into the second
     result, which the caller adds to the bias. Exact where the kernel does not reach over the border: zero padding
     means the colour `published_mean` in the published network and `mean` in the adapted one.
-    Raises InputError if C is neither 1 nor 3.
+    Raises UnknownNormalisation for a kernel of other than 3 channels, InputError if C is neither 1 nor 3.
     """
+    if kernel.shape[2] != 3:
+        raise UnknownNormalisation(kernel.shape[2])
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise InputError(
             "Published weights see red, green and blue: they adapt to 1 (grey) or 3 channels, but the input's mean "
