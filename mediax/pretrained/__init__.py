@@ -74,10 +74,13 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
             f"{path}: reading a PyTorch checkpoint needs torch, which is not installed. Install it with "
             "`pip install torch --index-url https://download.pytorch.org/whl/cpu`, or convert the file to .safetensors."
         ) from error
+    import argparse
     import pickle
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # The command line of a training beside its weights, as DINO's authors save it: attributes, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(
             f"{path}: torch cannot load it as plain tensors (damaged, or it contains code, which is never run): "
@@ -88,8 +91,9 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError(f"{path}: expected tensors by name, at the top or under 'model' or 'state_dict'.")
+    tensors = {name: tensor.detach() for name, tensor in content.items()}  # of an nn.Parameter too
     return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in content.items()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()
     }
 
 
