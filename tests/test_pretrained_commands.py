@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from mediax import catalog, pretrained
+from mediax import pretrained
 from mediax.backbones import resnet
 from mediax.pretrained.__main__ import main, published
 
@@ -51,14 +51,38 @@ def norm_of(name, width):
         yield f"{name}.{word}", (width,)
 
 
-def test_the_list_names_every_file_with_source_licence_and_normalisation(capsys):
+NORMALISATIONS = {
+    "convnext": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "densenet": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "efficientnet_lite": ("0.498039 0.498039 0.498039", "0.501961 0.501961 0.501961"),
+    "internimage": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "resnet": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "swin": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "vit": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+}
+
+
+def test_the_list_names_every_file_with_source_licence_hash_and_normalisation(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
+    assert {backbone for backbone, _, _ in published()} == set(NORMALISATIONS)
     for backbone, variant, file in published():
-        assert f"  {variant}: {file['file']}" in printed and file["source"] in printed and file["licence"]
-        assert len(catalog.load("backbones", backbone).MEAN) == 3
+        mean, std = NORMALISATIONS[backbone]
+        if "torchxrayvision" in file["source"]:
+            mean, std = "0.5", "0.000488281"  # one grey channel, of -1024 to 1024
+        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else "hash: none published"
+        lines = (
+            rf"  {variant}: {re.escape(file['file'])}, .* px, {re.escape(file['licence'])}, {digest}\n"
+            rf"    mean {mean}, std {std}\n"
+            rf"    {re.escape(file['source'])}\n"
+        )
+        assert re.search(lines, printed), file
+
+
+def test_the_list_of_one_backbone_and_of_a_typo(capsys):
     assert main(["list", "resnet"]) == 0
-    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resnet18-f37072fd.pth" in printed and "densenet" not in printed
     assert main(["list", "resnets"]) == 2
     assert "did you mean 'resnet'" in capsys.readouterr().err
 

@@ -69,14 +69,20 @@ def list_files(arguments: argparse.Namespace) -> None:
     here = ""
     for backbone, variant, file in published(arguments.backbone):
         if backbone != here:
-            source = catalog.load("backbones", backbone)
-            mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (source.MEAN, source.STD))
-            print(f"{chr(10) if here else ''}{backbone}: input (image in [0, 1] - mean) / std, mean {mean}, std {std}")
+            print(f"{chr(10) if here else ''}{backbone}: input (image in [0, 1] - mean) / std")
             here = backbone
         classes = f"{file['classes']} classes" if file["classes"] else "no classes"
-        digest = f", SHA-256 {file['sha256']}" if "sha256" in file else ""
-        print(f"  {variant}: {file['file']}, {classes}, {file['size']} px, {file['licence']}{digest}")
+        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else "hash: none published"
+        mean, std = (" ".join(f"{value:.6g}" for value in values) for values in normalisation(backbone, file))
+        print(f"  {variant}: {file['file']}, {classes}, {file['size']} px, {file['licence']}, {digest}")
+        print(f"    mean {mean}, std {std}")
         print(f"    {file['source']}")
+
+
+def normalisation(backbone: str, file: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, by channel, that a published file expects: its own, or its backbone's."""
+    source = catalog.load("backbones", backbone)
+    return file.get("mean", source.MEAN), file.get("std", source.STD)
 
 
 # Conversion.
