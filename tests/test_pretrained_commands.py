@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from references import compare
 from safetensors.numpy import save_file
 
 from mediax import pretrained
@@ -90,8 +91,12 @@ def test_the_list_of_one_backbone_and_of_a_typo(capsys):
 def test_a_file_is_recognised_and_its_tensors_are_accounted_for(resnet_18, tmp_path, capsys):
     assert main(["convert", str(resnet_18), "--to", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
-    assert "122 tensors" not in printed and "102 tensors" in printed  # 100 of the backbone, 2 of the classifier
-    assert "backbone resnet, variant 18: 100 tensors set from pretrained weights" in printed
+    assert printed.splitlines()[:-1] == [
+        f"{resnet_18}: 102 tensors",
+        "  backbone resnet, variant 18: 100 tensors used",
+        "    left over: head/linear/bias",
+        "    left over: head/linear/kernel",
+    ]
     written = tmp_path / "new" / "mine.safetensors"
     original, converted = pretrained.read(resnet_18), pretrained.read(written)
     assert original.keys() == converted.keys()
@@ -106,6 +111,63 @@ def test_a_file_is_recognised_and_its_tensors_are_accounted_for(resnet_18, tmp_p
 
 
 KINDS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+@pytest.fixture
+def changed(resnet_18, tmp_path):
+    """Writes the ResNet-18 with some tensors changed, or taken out if None; returns the file."""
+
+    def write(**changes):
+        tensors = pretrained.read(resnet_18) | {name.replace("_", "."): array for name, array in changes.items()}
+        save_file(
+            {name: array for name, array in tensors.items() if array is not None}, tmp_path / "changed.safetensors"
+        )
+        return str(tmp_path / "changed.safetensors")
+
+    return write
+
+
+def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(changed, tmp_path, capsys):
+    path = changed(bn1_weight=None)
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 2
+    printed = capsys.readouterr()
+    assert "backbone resnet, variant 18: 99 tensors used\n    missing: stem/norm/scale\n" in printed.out
+    assert "not written, it lacks 1 tensors of resnet, variant 18: stem/norm/scale." in printed.err
+    assert not (tmp_path / "new").exists()
+    assert main(["convert", path, "--to", str(tmp_path / "new"), "--incomplete"]) == 0
+    assert "missing: stem/norm/scale" in capsys.readouterr().out
+    assert (tmp_path / "new" / "changed.safetensors").is_file()
+
+
+def test_a_tensor_of_another_shape_is_said_with_both_shapes(changed, tmp_path, capsys):
+    path = changed(conv1_weight=np.zeros((64, 4, 7, 7), np.float32))
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 0
+    said = "other shape: stem/conv/kernel ([7, 7, 4, 64] in the file, [7, 7, 3, 64] in the network)"
+    assert f"variant 18: 99 tensors used\n    {said}\n" in capsys.readouterr().out
+
+
+def test_one_grey_channel_fits_and_what_is_left_over_is_named(changed, tmp_path, capsys):
+    grey, more = np.zeros((64, 1, 7, 7), np.float32), np.zeros((512, 512, 3, 3), np.float32)
+    path = changed(conv1_weight=grey, layer4_2_conv1_weight=more)
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"variant 18: 100 tensors used\n    left over: stages/3/2/\S+/kernel\n    left over: head/", printed
+    )
+    assert "other shape" not in printed and "missing" not in printed
+
+
+def test_a_head_is_compared_with_its_default_build(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    shapes = json.loads(str(compare.load("unet_resnet_18")["shapes"]))
+    tensors = {name: generator.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    del tensors["decoder.blocks.0.conv1.1.weight"]
+    save_file(tensors, tmp_path / "unet.safetensors")
+    assert main(["convert", str(tmp_path / "unet.safetensors"), "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "backbone resnet, variant 18: 100 tensors used\n  head unet, built by default for 1 class: " in printed
+    assert "    missing: blocks/0/norms/0/scale\n" in printed
+    assert "    other shape: output/kernel ([3, 3, 16, 2] in the file, [3, 3, 16, 1] in the network)\n" in printed
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(resnet_18, tmp_path, capsys):
