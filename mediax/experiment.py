@@ -950,10 +950,30 @@ def _pretrained_heads(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str
 def _backbone_weights(
     config: Mapping[str, Any], backbone: _Backbone, weights: dict[str, np.ndarray]
 ) -> dict[pretrained.Path, np.ndarray]:
-    arrays = backbone.source.translate(weights)["backbone"]
-    if config["backbone"]["channels"] == 1:
-        arrays = backbone.source.adapt_input(arrays, mean=backbone.mean, std=backbone.std)
-    return arrays
+    """The arrays of a file of published weights, for images as the config normalises them."""
+    spec, source = config["backbone"], backbone.source
+    arrays = source.translate(weights)["backbone"]
+    if not hasattr(source, "adapt_input"):
+        _check_published_normalisation(spec["name"], backbone)
+        return arrays
+    try:
+        return source.adapt_input(arrays, mean=backbone.mean, std=backbone.std)
+    except pretrained.UnknownNormalisation as unknown:
+        # Then the config alone can know it.
+        if unknown.channels == spec["channels"] and spec["mean"] and spec["std"]:
+            return arrays
+        raise
+
+
+def _check_published_normalisation(name: str, backbone: _Backbone) -> None:
+    published = tuple(backbone.source.MEAN), tuple(backbone.source.STD)
+    if (backbone.mean, backbone.std) != published:
+        raise InputError(
+            f"config field backbone.pretrained: the weights of {name!r} expect images normalised by mean "
+            f"{published[0]} and std {published[1]}, the config's are normalised by {backbone.mean} and "
+            f"{backbone.std}: leave out backbone.mean and backbone.std with {len(published[0])} channels, or write "
+            f"adapt_input in mediax/backbones/{name}.py"
+        )
 
 
 def _set_part(

@@ -155,16 +155,32 @@ def test_backbone(name):
     module = catalog.load("backbones", name)
     assert module.__doc__ and len(module.MEAN) == len(module.STD) == 3 and set(module.PUBLISHED) <= set(module.VARIANTS)
     check_layers(module, next(iter(module.VARIANTS)))
-    image = jnp.zeros((2, 64, 96, 1))
-    small = nnx.eval_shape(lambda: module.Backbone(in_channels=1, rngs=nnx.Rngs(0)))
-    pyramid = nnx.eval_shape(lambda m: m(image, train=False, rngs=None), small)
+    image = jnp.zeros((2, 64, 96, 3))
+    colour = nnx.eval_shape(lambda: module.Backbone(in_channels=3, rngs=nnx.Rngs(0)))
+    pyramid = nnx.eval_shape(lambda m: m(image, train=False, rngs=None), colour)
     assert {stride: features.shape for stride, features in pyramid.items()} == {
-        stride: (2, 64 // stride, 96 // stride, channels) for stride, channels in small.channels.items()
+        stride: (2, 64 // stride, 96 // stride, channels) for stride, channels in colour.channels.items()
     }
     with pytest.raises(InputError):
         module.Backbone(variant="no such variant", rngs=nnx.Rngs(0))
     with pytest.raises(InputError):
         module.translate({"no.such.weight": np.zeros(1)})
+    if module.PUBLISHED or hasattr(module, "adapt_input"):
+        check_adapt_input(module, colour)
+
+
+def check_adapt_input(module, colour):
+    """Weights for colour stay bit by bit at their own normalisation, and take any other without a new tensor."""
+    shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(colour, (nnx.Param, nnx.BatchStat)))}
+    generator = np.random.default_rng(0)
+    weights = {path: generator.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    own = module.adapt_input(weights, mean=module.MEAN, std=module.STD)
+    assert own.keys() == weights.keys()
+    assert all(own[path].dtype == np.float32 and own[path].tobytes() == weights[path].tobytes() for path in own)
+    for mean, std in (((0.5,), (0.25,)), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))):
+        adapted = module.adapt_input(weights, mean=mean, std=std)
+        changed = {path[:-1] for path in adapted if adapted[path] is not weights[path]}
+        assert adapted.keys() == weights.keys() and len(changed) <= 2  # the stem and what takes its constant
 
 
 @pytest.mark.slow  # the largest have thousands of arrays

@@ -1,5 +1,6 @@
 """Published weights are read, renamed, adapted and set; what does not fit is named."""
 
+import argparse
 import hashlib
 import importlib.util
 import sys
@@ -60,6 +61,38 @@ def test_torch_checkpoints_are_unwrapped(tmp_path, key):
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is an optional extra")
+def test_a_checkpoint_beside_the_arguments_of_its_training_is_read(tmp_path):
+    """As main.py of IDEA-Research/DINO writes it."""
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 11).state_dict(),
+        "epoch": 11,
+        "args": argparse.Namespace(lr=1e-4, lr_drop_list=[33, 45], dn_scalar=100, frozen_weights=None),
+    }
+    torch.save(content, tmp_path / "checkpoint0011.pth")
+    read = pretrained.read(tmp_path / "checkpoint0011.pth")
+    assert read.keys() == {"weight", "bias"}
+    np.testing.assert_array_equal(read["weight"], model.weight.detach().numpy())
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch is an optional extra")
+def test_parameters_are_read_as_tensors(tmp_path):
+    import torch
+
+    parameter = torch.nn.Parameter(torch.arange(4.0))
+    torch.save({"weight": parameter}, tmp_path / "weights.pth")
+    np.testing.assert_array_equal(pretrained.read(tmp_path / "weights.pth")["weight"], np.arange(4, dtype=np.float32))
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch is an optional extra")
 def test_code_in_a_torch_checkpoint_is_never_run(tmp_path):
     import torch
 
@@ -67,10 +100,11 @@ def test_code_in_a_torch_checkpoint_is_never_run(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
-    torch.save({"model": Trap()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="never run"):
-        pretrained.read(tmp_path / "weights.pth")
-    assert not (tmp_path / "sprung").exists()
+    for content in ({"model": Trap()}, {"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=Trap())}):
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(InputError, match="never run"):
+            pretrained.read(tmp_path / "weights.pth")
+        assert not (tmp_path / "sprung").exists()
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -156,3 +190,12 @@ def test_three_channels_adapt_to_another_normalisation():
 def test_other_channel_counts_are_refused():
     with pytest.raises(InputError, match=r"1 \(grey\) or 3 channels"):
         pretrained.adapt_input(np.zeros((4, 4, 3, 8)), convnext.MEAN, convnext.STD, (0.5, 0.5), (0.2, 0.2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("own", [1, 3])
+def test_a_kernel_that_does_not_see_red_green_and_blue_is_never_scaled(channels, own):
+    kernel = np.ones((7, 7, channels, 64), np.float32)
+    with pytest.raises(pretrained.UnknownNormalisation, match=f"have {channels} input channels of unknown") as error:
+        pretrained.adapt_input(kernel, resnet.MEAN, resnet.STD, (0.5,) * own, (0.25,) * own)
+    assert error.value.channels == channels

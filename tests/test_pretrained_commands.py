@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from references import compare
 from safetensors.numpy import save_file
 
-from mediax import catalog, pretrained
+from mediax import pretrained
 from mediax.backbones import resnet
 from mediax.pretrained.__main__ import main, published
 
@@ -51,14 +52,38 @@ def norm_of(name, width):
         yield f"{name}.{word}", (width,)
 
 
-def test_the_list_names_every_file_with_source_licence_and_normalisation(capsys):
+NORMALISATIONS = {
+    "convnext": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "densenet": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "efficientnet_lite": ("0.498039 0.498039 0.498039", "0.501961 0.501961 0.501961"),
+    "internimage": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "resnet": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "swin": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+    "vit": ("0.485 0.456 0.406", "0.229 0.224 0.225"),
+}
+
+
+def test_the_list_names_every_file_with_source_licence_hash_and_normalisation(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
+    assert {backbone for backbone, _, _ in published()} == set(NORMALISATIONS)
     for backbone, variant, file in published():
-        assert f"  {variant}: {file['file']}" in printed and file["source"] in printed and file["licence"]
-        assert len(catalog.load("backbones", backbone).MEAN) == 3
+        mean, std = NORMALISATIONS[backbone]
+        if "torchxrayvision" in file["source"]:
+            mean, std = "0.5", "0.000488281"  # one grey channel, of -1024 to 1024
+        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else "hash: none published"
+        lines = (
+            rf"  {variant}: {re.escape(file['file'])}, .* px, {re.escape(file['licence'])}, {digest}\n"
+            rf"    mean {mean}, std {std}\n"
+            rf"    {re.escape(file['source'])}\n"
+        )
+        assert re.search(lines, printed), file
+
+
+def test_the_list_of_one_backbone_and_of_a_typo(capsys):
     assert main(["list", "resnet"]) == 0
-    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resnet18-f37072fd.pth" in printed and "densenet" not in printed
     assert main(["list", "resnets"]) == 2
     assert "did you mean 'resnet'" in capsys.readouterr().err
 
@@ -66,8 +91,12 @@ def test_the_list_names_every_file_with_source_licence_and_normalisation(capsys)
 def test_a_file_is_recognised_and_its_tensors_are_accounted_for(resnet_18, tmp_path, capsys):
     assert main(["convert", str(resnet_18), "--to", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
-    assert "122 tensors" not in printed and "102 tensors" in printed  # 100 of the backbone, 2 of the classifier
-    assert "backbone resnet, variant 18: 100 tensors set from pretrained weights" in printed
+    assert printed.splitlines()[:-1] == [
+        f"{resnet_18}: 102 tensors",
+        "  backbone resnet, variant 18: 100 tensors used",
+        "    left over: head/linear/bias",
+        "    left over: head/linear/kernel",
+    ]
     written = tmp_path / "new" / "mine.safetensors"
     original, converted = pretrained.read(resnet_18), pretrained.read(written)
     assert original.keys() == converted.keys()
@@ -82,6 +111,63 @@ def test_a_file_is_recognised_and_its_tensors_are_accounted_for(resnet_18, tmp_p
 
 
 KINDS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+@pytest.fixture
+def changed(resnet_18, tmp_path):
+    """Writes the ResNet-18 with some tensors changed, or taken out if None; returns the file."""
+
+    def write(**changes):
+        tensors = pretrained.read(resnet_18) | {name.replace("_", "."): array for name, array in changes.items()}
+        save_file(
+            {name: array for name, array in tensors.items() if array is not None}, tmp_path / "changed.safetensors"
+        )
+        return str(tmp_path / "changed.safetensors")
+
+    return write
+
+
+def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(changed, tmp_path, capsys):
+    path = changed(bn1_weight=None)
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 2
+    printed = capsys.readouterr()
+    assert "backbone resnet, variant 18: 99 tensors used\n    missing: stem/norm/scale\n" in printed.out
+    assert "not written, it lacks 1 tensors of resnet, variant 18: stem/norm/scale." in printed.err
+    assert not (tmp_path / "new").exists()
+    assert main(["convert", path, "--to", str(tmp_path / "new"), "--incomplete"]) == 0
+    assert "missing: stem/norm/scale" in capsys.readouterr().out
+    assert (tmp_path / "new" / "changed.safetensors").is_file()
+
+
+def test_a_tensor_of_another_shape_is_said_with_both_shapes(changed, tmp_path, capsys):
+    path = changed(conv1_weight=np.zeros((64, 4, 7, 7), np.float32))
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 0
+    said = "other shape: stem/conv/kernel ([7, 7, 4, 64] in the file, [7, 7, 3, 64] in the network)"
+    assert f"variant 18: 99 tensors used\n    {said}\n" in capsys.readouterr().out
+
+
+def test_one_grey_channel_fits_and_what_is_left_over_is_named(changed, tmp_path, capsys):
+    grey, more = np.zeros((64, 1, 7, 7), np.float32), np.zeros((512, 512, 3, 3), np.float32)
+    path = changed(conv1_weight=grey, layer4_2_conv1_weight=more)
+    assert main(["convert", path, "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"variant 18: 100 tensors used\n    left over: stages/3/2/\S+/kernel\n    left over: head/", printed
+    )
+    assert "other shape" not in printed and "missing" not in printed
+
+
+def test_a_head_is_compared_with_its_default_build(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    shapes = json.loads(str(compare.load("unet_resnet_18")["shapes"]))
+    tensors = {name: generator.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    del tensors["decoder.blocks.0.conv1.1.weight"]
+    save_file(tensors, tmp_path / "unet.safetensors")
+    assert main(["convert", str(tmp_path / "unet.safetensors"), "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "backbone resnet, variant 18: 100 tensors used\n  head unet, built by default for 1 class: " in printed
+    assert "    missing: blocks/0/norms/0/scale\n" in printed
+    assert "    other shape: output/kernel ([3, 3, 16, 2] in the file, [3, 3, 16, 1] in the network)\n" in printed
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(resnet_18, tmp_path, capsys):

@@ -39,7 +39,8 @@ GREY_STD = (1 / 2048,)
 def _published_by_torchxrayvision(data: str) -> dict[str, Any]:
     file = f"{data}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
     source = f"https://github.com/mlmed/torchxrayvision/releases/download/v1/{file}"
-    return {"file": file, "source": source, "licence": "Apache-2.0", "classes": 18, "size": 224}
+    common = {"licence": "Apache-2.0", "classes": 18, "size": 224, "mean": GREY_MEAN, "std": GREY_STD}
+    return {"file": file, "source": source} | common
 
 
 # torchvision: ImageNet-1k. TorchXRayVision: 18 findings of chest radiographs; its files are pickled objects, which

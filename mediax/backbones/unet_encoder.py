@@ -111,3 +111,10 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path,
     Takes the `down_path` of github.com/jvanvugt/pytorch-unet without BatchNorm. Raises InputError for other names.
     """
     return pretrained.rename(weights, _NAMES)
+
+
+def adapt_input(
+    backbone: dict[pretrained.Path, np.ndarray], mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[pretrained.Path, np.ndarray]:
+    """Translated backbone weights as they are, of any number of channels: nobody published a normalisation for them."""
+    return backbone

@@ -74,10 +74,13 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
             f"{path}: reading a PyTorch checkpoint needs torch, which is not installed. Install it with "
             "`pip install torch --index-url https://download.pytorch.org/whl/cpu`, or convert the file to .safetensors."
         ) from error
+    import argparse
     import pickle
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # The command line of a training beside its weights, as DINO's authors save it: attributes, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(
             f"{path}: torch cannot load it as plain tensors (damaged, or it contains code, which is never run): "
@@ -88,8 +91,9 @@ def _read_torch(path: File) -> dict[str, np.ndarray]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError(f"{path}: expected tensors by name, at the top or under 'model' or 'state_dict'.")
+    tensors = {name: tensor.detach() for name, tensor in content.items()}  # of an nn.Parameter too
     return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in content.items()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()
     }
 
 
@@ -185,6 +189,18 @@ def _layout(array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
+class UnknownNormalisation(InputError):
+    """Weights whose input is not red, green and blue: how their images were normalised is written nowhere."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        super().__init__(
+            f"The weights have {channels} input channels of unknown normalisation: set backbone.channels to {channels} "
+            "and both backbone.mean and backbone.std, one number for each channel, to what their images were "
+            "normalised by."
+        )
+
+
 def adapt_input(
     kernel: np.ndarray,
     published_mean: tuple[float, ...],
@@ -199,8 +215,10 @@ def adapt_input(
     factors go into the kernel (summed over the channels if the image is grey) and the constants into the second
     result, which the caller adds to the bias. Exact where the kernel does not reach over the border: zero padding
     means the colour `published_mean` in the published network and `mean` in the adapted one.
-    Raises InputError if C is neither 1 nor 3.
+    Raises UnknownNormalisation for a kernel of other than 3 channels, InputError if C is neither 1 nor 3.
     """
+    if kernel.shape[2] != 3:
+        raise UnknownNormalisation(kernel.shape[2])
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise InputError(
             "Published weights see red, green and blue: they adapt to 1 (grey) or 3 channels, but the input's mean "

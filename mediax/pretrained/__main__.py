@@ -1,18 +1,18 @@
 """Published weights from the command line: `python -m mediax.pretrained list`, `... convert SOURCE --to DIR`."""
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     convert_.add_argument("--to", required=True, type=Path, metavar="DIR", help="where FILE.safetensors is written")
     convert_.add_argument("--backbone", default="", help="default: the one whose names the file has")
     convert_.add_argument("--head", default="", help="default: the one whose names the file has, if any")
+    convert_.add_argument("--incomplete", action="store_true", help="write a file that lacks tensors of its backbone")
     convert_.set_defaults(run=convert)
     return top
 
@@ -69,14 +70,20 @@ def list_files(arguments: argparse.Namespace) -> None:
     here = ""
     for backbone, variant, file in published(arguments.backbone):
         if backbone != here:
-            source = catalog.load("backbones", backbone)
-            mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (source.MEAN, source.STD))
-            print(f"{chr(10) if here else ''}{backbone}: input (image in [0, 1] - mean) / std, mean {mean}, std {std}")
+            print(f"{chr(10) if here else ''}{backbone}: input (image in [0, 1] - mean) / std")
             here = backbone
         classes = f"{file['classes']} classes" if file["classes"] else "no classes"
-        digest = f", SHA-256 {file['sha256']}" if "sha256" in file else ""
-        print(f"  {variant}: {file['file']}, {classes}, {file['size']} px, {file['licence']}{digest}")
+        digest = f"SHA-256 {file['sha256']}" if "sha256" in file else "hash: none published"
+        mean, std = (" ".join(f"{value:.6g}" for value in values) for values in normalisation(backbone, file))
+        print(f"  {variant}: {file['file']}, {classes}, {file['size']} px, {file['licence']}, {digest}")
+        print(f"    mean {mean}, std {std}")
         print(f"    {file['source']}")
+
+
+def normalisation(backbone: str, file: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, by channel, that a published file expects: its own, or its backbone's."""
+    source = catalog.load("backbones", backbone)
+    return file.get("mean", source.MEAN), file.get("std", source.STD)
 
 
 # Conversion.
@@ -91,8 +98,16 @@ def convert(arguments: argparse.Namespace) -> None:
     body, head = _recognise(path, weights, arguments.backbone, arguments.head)
     origin = {"file": path.name, "sha256": digest, "licence": entry.get("licence", "unknown")}
     print(f"{path}: {len(weights)} tensors")
-    for line in _report(body, head):
+    fit = body and _nearest(body)
+    for line in _report(body, fit, head):
         print(f"  {line}")
+    if fit and fit.missing and not arguments.incomplete:
+        more = " ..." if len(fit.missing) > 8 else ""
+        raise InputError(
+            f"{path}: not written, it lacks {len(fit.missing)} tensors of {body.name}, variant {fit.variant}: "
+            f"{', '.join(fit.missing[:8])}{more}. Download it again; or convert it as it is with --incomplete, if it "
+            "is a part of a network or has other options than this variant"
+        )
     target = arguments.to / f"{path.stem}.safetensors"
     if target.resolve() == path.resolve():
         raise InputError(f"{path}: would be overwritten by its own conversion; choose another folder with --to")
@@ -152,12 +167,47 @@ def _check_hash(path: Path, digest: str, entry: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: SHA-256 is {digest}, expected {expected}...: not the published file; download again")
 
 
-Body = tuple[str, ModuleType, Mapping[Any, np.ndarray]]
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """The tensors of a file under the names of a backbone: `arrays`, and `classifier` what comes after it."""
+
+    name: str
+    source: ModuleType
+    arrays: Mapping[pretrained.Path, np.ndarray]
+    classifier: Mapping[pretrained.Path, np.ndarray]
+
+
+Head = tuple[str, ModuleType, Mapping[pretrained.Path, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How the tensors of a file, `a/b/0/kernel`, fit a network; those of another shape come with both shapes."""
+
+    variant: str
+    used: tuple[str, ...]
+    left_over: tuple[str, ...]
+    missing: tuple[str, ...]
+    other_shape: tuple[str, ...]
+
+    @property
+    def misfits(self) -> int:
+        return len(self.left_over) + len(self.missing) + len(self.other_shape)
+
+    @property
+    def closeness(self) -> int:
+        """Greater for the nearer of two networks."""
+        return len(self.used) - self.misfits
+
+    def lines(self) -> Iterator[str]:
+        for said in ("left over", "missing", "other shape"):
+            for name in getattr(self, said.replace(" ", "_")):
+                yield f"{said}: {name}"
 
 
 def _recognise(
     path: Path, weights: Mapping[str, np.ndarray], backbone: str, head: str
-) -> tuple[Body | None, Body | None]:
+) -> tuple[Body | None, Head | None]:
     """Finds the backbone, and the head if the file has one, that know all names: (name, module, arrays) of each."""
     if backbone and not head:
         return _body(backbone, weights), None
@@ -191,52 +241,96 @@ def _tried(module: ModuleType, weights: Mapping[str, np.ndarray], *, strict: boo
 
 
 def _tried_body(name: str, weights: Mapping[str, np.ndarray]) -> Body | None:
-    parts = _tried(catalog.load("backbones", name), weights)
-    return (name, catalog.load("backbones", name), parts["backbone"]) if parts and parts["backbone"] else None
+    source = catalog.load("backbones", name)
+    parts = _tried(source, weights)
+    return Body(name, source, parts["backbone"], parts["head"]) if parts and parts["backbone"] else None
 
 
 def _body(name: str, weights: Mapping[str, np.ndarray]) -> Body:
     source = catalog.load("backbones", name)
-    return name, source, source.translate(dict(weights))["backbone"]
+    parts = source.translate(dict(weights))
+    return Body(name, source, parts["backbone"], parts["head"])
 
 
 def _best(found: Sequence[Body]) -> Body:
-    """Of the backbones that know the names the one with a variant that has these shapes, else the first."""
-    return next((body for body in found if _variant(*body[1:])), found[0])
+    """Of the backbones that know the names the one with the variant that is nearest to the file."""
+    return max(found, key=lambda body: _nearest(body).closeness) if len(found) > 1 else found[0]
 
 
-def _variant(source: ModuleType, arrays: Mapping[Any, np.ndarray]) -> pretrained.Report | None:
-    """Finds the variant whose arrays all have the file's shapes, and reports on it."""
-    for variant in source.VARIANTS:
-        for channels in (3, 1):
-            variables = _shapes(source.Backbone, variant=variant, in_channels=channels)
-            try:
-                _, report = pretrained.warm_start(variables, dict(arrays), part=f"variant {variant}")
-            except (InputError, KeyError, TypeError):
-                continue
-            return report
-    return None
+def _nearest(body: Body) -> Fit:
+    """Finds the variant that the most tensors of the file fit, in colour or grey."""
+    best = None
+    for variant in body.source.VARIANTS:
+        fit = _fit_variant(body, variant, 3)
+        if len(fit.other_shape) == 1:  # the first kernel may be for grey
+            fit = max(fit, _fit_variant(body, variant, 1), key=lambda each: each.closeness)
+        if not fit.misfits:
+            return fit
+        best = fit if best is None or fit.closeness > best.closeness else best
+    return best
 
 
-def _shapes(build, **options) -> dict[str, Any]:
-    module = nnx.eval_shape(lambda: build(**options, rngs=nnx.Rngs(0)))
-    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    trees = {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in kinds.items()}
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), trees)
+def _fit_variant(body: Body, variant: str, channels: int) -> Fit:
+    build = lambda: body.source.Backbone(variant=variant, in_channels=channels, rngs=nnx.Rngs(0))  # noqa: E731
+    return _fit(variant, nnx.eval_shape(build), body.arrays)
 
 
-def _report(body: Body | None, head: Body | None) -> Iterator[str]:
+def _fit(variant: str, module: nnx.Module, arrays: Mapping[pretrained.Path, np.ndarray]) -> Fit:
+    state = nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat)))
+    expected = {path: leaf.shape for path, leaf in state}
+    shared = [path for path in expected if path in arrays]
+    return Fit(
+        variant,
+        used=_joined(path for path in shared if arrays[path].shape == expected[path]),
+        left_over=_joined(path for path in arrays if path not in expected),
+        missing=_joined(path for path in expected if path not in arrays),
+        other_shape=tuple(
+            f"{name} ({list(arrays[path].shape)} in the file, {list(expected[path])} in the network)"
+            for path, name in zip(shared, _joined(shared))
+            if arrays[path].shape != expected[path]
+        ),
+    )
+
+
+def _joined(paths: Iterable[pretrained.Path]) -> tuple[str, ...]:
+    return tuple("/".join(map(str, path)) for path in paths)
+
+
+def _report(body: Body | None, fit: Fit | None, head: Head | None) -> Iterator[str]:
     """Words what becomes of every tensor."""
     if body is None:
         yield "backbone: none knows the names of this one"
     else:
-        name, source, arrays = body
-        report = _variant(source, arrays)
-        unnamed = f"{len(arrays)} tensors, of no named variant; give its options in the config"
-        yield f"backbone {name}, {report}" if report else f"backbone {name}: {unnamed}"
+        yield f"backbone {body.name}, variant {fit.variant}: {len(fit.used)} tensors used"
+        yield from (f"  {line}" for line in fit.lines())
+        yield from (f"  left over: head/{name}" for name in _joined(body.classifier))
     if head is not None:
-        name, _, arrays = head
-        yield f"head {name}: {len(arrays)} tensors"
+        yield from _head_report(body, fit, head)
+
+
+def _head_report(body: Body | None, fit: Fit | None, head: Head) -> Iterator[str]:
+    name, source, arrays = head
+    try:
+        found = _default_head(body, fit, source, arrays)
+    except InputError as error:
+        yield f"head {name}: {len(arrays)} tensors, not compared: {error}"
+        return
+    yield f"head {name}, {found.variant}: {len(found.used)} tensors used"
+    yield from (f"  {line}" for line in found.lines())
+
+
+def _default_head(
+    body: Body | None, fit: Fit | None, source: ModuleType, arrays: Mapping[pretrained.Path, np.ndarray]
+) -> Fit:
+    """How the tensors fit the head as it is built by default, for one class, on the variant of the backbone."""
+    if body is None:
+        raise InputError("the backbone that it stands on is unknown")
+
+    def build() -> nnx.Module:
+        backbone = body.source.Backbone(variant=fit.variant, rngs=nnx.Rngs(0))
+        return source.Head(backbone.channels, 1, rngs=nnx.Rngs(0))
+
+    return _fit("built by default for 1 class", nnx.eval_shape(build), arrays)
 
 
 if __name__ == "__main__":
