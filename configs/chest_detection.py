@@ -123,6 +123,8 @@ SMALL_MODELS = {
             "aspects": (1.0,),
             "candidates": 100,
             "proposals": 50,
+            "training_candidates": 100,
+            "training_proposals": 50,
             "anchors_sampled": 64,
             "sampled": 32,
             "scored": 50,

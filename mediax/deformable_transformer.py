@@ -23,6 +23,7 @@ from mediax.layers import Conv, Linear, wide
 from mediax.operators import boxes as box
 from mediax.operators.deformable_attention import deformable_attention
 from mediax.operators.matching import match
+from mediax.operators.padding import extent
 
 COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}  # of the matching
 
@@ -254,6 +255,21 @@ class BoxNetwork(nnx.Module):
         return wide(last(jax.nn.relu(second(jax.nn.relu(first(x))))))
 
 
+def targets_in(
+    pyramid: dict[int, jax.Array], size: tuple[int, int], targets: dict[str, jax.Array] | None
+) -> tuple[tuple[int, int], dict[str, jax.Array] | None]:
+    """What a pyramid covers (H', W') of an image of `size`, and the targets with their boxes as fractions of that.
+
+    The authors pad images to the largest of a batch, and each keeps its own fractions by way of masks. Here all images
+    of a batch are padded alike, by less than a cell of the coarsest level: the padded image takes the image's place.
+    """
+    covered = extent(pyramid, size)
+    if targets is not None:
+        targets = box.at_least_one(targets)
+        targets |= {"boxes": box.rescale(targets["boxes"], size, covered)}
+    return covered, targets
+
+
 def set_losses(
     layers: Sequence[tuple[jax.Array, jax.Array]], true: jax.Array, labels: jax.Array, valid: jax.Array
 ) -> dict[str, jax.Array]:
@@ -291,15 +307,19 @@ def box_losses(boxes: jax.Array, true: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.abs(boxes - true).sum(-1), 1 - box.overlap(box.corners(boxes), box.corners(true))[1]
 
 
-def best_pairs(logits: jax.Array, boxes: jax.Array, count: int) -> dict[str, jax.Array]:
+def best_pairs(
+    logits: jax.Array, boxes: jax.Array, count: int, covered: tuple[int, int], size: tuple[int, int]
+) -> dict[str, jax.Array]:
     """The pairs of query and class with the highest scores: f32[B,Q,K], f32[B,Q,4] -> at most `count` boxes.
 
-    boxes f32[B,D,4] (ymin, xmin, ymax, xmax as fractions), scores f32[B,D] in [0,1], best first, labels i32[B,D].
+    boxes f32[B,D,4] (ymin, xmin, ymax, xmax as fractions of the image of `size`, where those that come in are fractions
+    of what the pyramid `covered`), scores f32[B,D] in [0,1], best first, labels i32[B,D].
     """
     scores = jax.nn.sigmoid(logits).reshape(len(logits), -1)
     scores, pair = lax.top_k(scores, min(count, scores.shape[1]))
     query, label = jnp.divmod(pair, logits.shape[-1])
-    boxes = box.clip(box.corners(jnp.take_along_axis(boxes, query[..., None], 1)), 1, 1)
+    boxes = box.corners(jnp.take_along_axis(boxes, query[..., None], 1))
+    boxes = box.clip(box.rescale(boxes, covered, size), 1, 1)
     return {"boxes": boxes, "scores": scores, "labels": label.astype(jnp.int32)}
 
 

@@ -556,7 +556,9 @@ def _model(config: Mapping[str, Any], backbone: _Backbone, tasks: Mapping[str, M
                 if name in parts:
                     _check_shared(name, parts[name], added)
                 parts[name] = added
-    return Model(parts, backbone.mean, backbone.std)
+    # The coarsest stride, unless a backbone takes care of its border itself.
+    multiple = getattr(backbone.module, "multiple", max(backbone.channels))
+    return Model(parts, backbone.mean, backbone.std, multiple)
 
 
 def _check_shared(name: str, first: Part, second: Part) -> None:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from mediax.batch import Batch
 from mediax.errors import InputError
+from mediax.operators.padding import pad_to_multiple
 
 Tree = dict[str, Any]
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -50,11 +51,15 @@ def part(build: Build) -> Part:
 
 
 class Model(NamedTuple):
-    """All parts by name, and how an image in [0, 1] is normalised before it enters the backbone."""
+    """All parts by name, and how an image in [0, 1] is normalised before it enters the backbone.
+
+    `multiple` is what the sides of an image are to be multiples of, so that each level of the pyramid covers all of it.
+    """
 
     parts: Mapping[str, Part]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    multiple: int = 1
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Initialises every part from its own key, so that adding a part leaves the others' weights as they were."""
@@ -77,7 +82,11 @@ class Model(NamedTuple):
         Returns the outputs of each task and the batch statistics, which move in the live parts alone: a part that is
         not live runs in inference mode. A task may run any part again, `run("backbone", image)` on another image in
         [0, 1] for instance, and what is random in the part is then drawn anew.
+
+        Where a task of the stream is `dense`, zeros fill each normalised image below and on the right to a `multiple`,
+        as the published networks do. Other tasks see the images as they are: a mean over the image has no use for them.
         """
+        multiple = self.multiple if any(getattr(task, "dense", False) for task in tasks.values()) else 1
         batch_stats = dict(batch_stats)
         calls = collections.Counter()
 
@@ -85,7 +94,7 @@ class Model(NamedTuple):
             calls[name] += 1
             own_key = named_key(key, name if calls[name] == 1 else f"{name} {calls[name]}")
             if name == "backbone":
-                inputs = tuple(map(self.normalise, inputs))
+                inputs = tuple(pad_to_multiple(self.normalise(image), multiple) for image in inputs)
             outputs, batch_stats[name] = self.parts[name].apply(
                 params[name], batch_stats[name], *inputs, train=train and name in live, key=own_key
             )

@@ -15,7 +15,8 @@ from mediax.model import named_key, part
 from mediax.operators.paste import paste
 from mediax.tasks.detection import Task
 
-SMALL = {"width": 4, "hidden": 4, "candidates": 10, "proposals": 8, "sampled": 8, "detections": 5, "aspects": (1.0,)}
+COUNTS = {"candidates": 10, "proposals": 8, "training_candidates": 10, "training_proposals": 8, "sampled": 8}
+SMALL = {"width": 4, "hidden": 4, "detections": 5, "aspects": (1.0,), **COUNTS}
 HEAD = {"name": "mask_rcnn", "masks": False, "anchor_sizes": (8, 16), **SMALL}
 
 
@@ -213,3 +214,36 @@ def test_messages_name_what_is_wrong():
         Task("chest/boxes", CLASSES).count({"valid": jnp.ones(2, bool)})
     with pytest.raises(InputError, match="Set the head's option masks to False"):
         Task("chest/boxes", CLASSES, head={"name": "mask_rcnn"})._masks({"image": jnp.zeros((1, 8, 8, 1))})
+
+
+DETECTORS = {
+    "mask_rcnn": HEAD,
+    "deformable_detr": {"strides": (8,), "levels": 1, "width": 32, "hidden": 8, "queries": 4, "dropout": 0.0},
+    "dino": {"strides": (8,), "levels": 1, "width": 32, "hidden": 8, "queries": 4, "denoising": 2},
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_batch_without_room_for_boxes_trains_as_one_without_boxes(name):
+    layers = {} if name == "mask_rcnn" else {"encoder_layers": 1, "decoder_layers": 1}
+    task = Task("chest/boxes", CLASSES, head=DETECTORS[name] | {"name": name} | layers)
+    [build] = task.parts({8: 3}).values()
+    head = part(build)
+    params, batch_stats = head.init(jax.random.key(0))
+    pyramid = {8: jax.random.normal(jax.random.key(1), (3, 4, 4, 3))}
+
+    @jax.jit
+    def losses(batch):
+        def run(_, *inputs):
+            return head.apply(params, batch_stats, *inputs, train=True, key=jax.random.key(2))[0]
+
+        return task.apply(run, pyramid, batch)["losses"]
+
+    batch = _batch() | {"box_valid": jnp.zeros((3, 2), bool)}
+    none = {key: batch[key][:, :0] for key in ("boxes", "box_labels", "box_valid")}
+    one = {key: batch[key][:, :1] for key in none}
+    expected, found = losses(batch | one), losses(batch | none)
+    assert set(found) == set(expected)
+    for loss, value in found.items():
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(value, expected[loss], rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from references import compare, detectors, seeded
-from references.detectors import CLASSES, SIZE
+from references.detectors import CHANNELS, CLASSES, SIZE
 
 from mediax.backbones import resnet
 from mediax.errors import InputError
@@ -17,12 +17,15 @@ from mediax.operators import paste
 from mediax.operators.roi_align import roi_align
 
 EVERYTHING = 10**6
+ODD_SIZE = (97, 130)
 SMALL = {
     "width": 8,
     "hidden": 16,
     "anchor_sizes": (8, 16, 32, 64, 128),
     "candidates": 40,
     "proposals": 30,
+    "training_candidates": 40,
+    "training_proposals": 30,
     "detections": 12,
 }
 LOSSES = {  # torchvision's names and ours
@@ -98,6 +101,47 @@ def test_each_region_learns_the_instance_of_its_box():
     np.testing.assert_allclose(wanted[0][:, :26], wanted[1][:, :26], atol=1e-5)  # alike, each in its own box
     assert not wanted[3][:, :8].any() and wanted[2][20:27, :8].min() > 0.9
     assert not wanted[2][:, 20:].any() and wanted[3][20:27, 10:12].min() > 0.9
+
+
+@pytest.fixture(scope="module")
+def on_a_padded_image():
+    """(golden, losses in training, detections) of an image of an odd size, in float64."""
+    golden = compare.load("faster_rcnn_padded")
+    weights = mask_rcnn.translate(seeded.tensors(json.loads(str(golden["shapes"]))))["head"]
+    options = {"masks": False, "training_candidates": 70, "training_proposals": 45, "lowest_score": 0.2}
+    options |= {"anchors_sampled": EVERYTHING, "sampled": EVERYTHING, "dtype": jnp.float64}
+    with jax.enable_x64(True):
+        head = nnx.eval_shape(lambda: mask_rcnn.Head(CHANNELS, CLASSES, **SMALL | options, rngs=nnx.Rngs(0)))
+        compare.set_weights(head, weights, "head")
+        levels = {stride: jnp.asarray(level[:1], jnp.float64) for stride, level in detectors.pyramid(ODD_SIZE).items()}
+        pixels = detectors.targets()["boxes"][:1] * np.float64([*SIZE, *SIZE])
+        truth = {name: array[:1] for name, array in detectors.targets().items()}
+        truth |= {"boxes": pixels / np.float64([*ODD_SIZE, *ODD_SIZE])}
+
+        @nnx.jit(static_argnames="train")
+        def run(head, levels, train):
+            return head(levels, ODD_SIZE, truth if train else None, train=train, rngs=nnx.Rngs(0))
+
+        outputs = [jax.tree.map(np.asarray, run(head, levels, train=train)) for train in (True, False)]
+    return golden, outputs[0]["losses"], outputs[1]
+
+
+def test_losses_on_a_padded_image_equal_torchvision(on_a_padded_image):
+    golden, losses, _ = on_a_padded_image
+    assert golden["proposals/training"] > golden["proposals/inference"] == SMALL["proposals"]
+    for theirs, ours in LOSSES.items():
+        if ours != "mask":
+            assert float(losses[ours][0]) == pytest.approx(float(golden[f"losses/{theirs}"]), rel=1e-6), ours
+
+
+def test_detections_on_a_padded_image_equal_torchvision(on_a_padded_image):
+    golden, _, found = on_a_padded_image
+    count = len(golden["found/scores"])
+    assert count > 0 and (found["scores"][0, count:] == 0).all()
+    boxes = np.asarray(found["boxes"][0, :count] * np.array([*ODD_SIZE, *ODD_SIZE]))[:, [1, 0, 3, 2]]
+    compare.assert_close(boxes, golden["found/boxes"], 1e-5, "boxes")
+    compare.assert_close(found["scores"][0, :count], golden["found/scores"], 1e-5, "scores")
+    np.testing.assert_array_equal(found["labels"][0, :count] + 1, golden["found/labels"])
 
 
 def test_every_published_tensor_has_its_place():

@@ -28,6 +28,8 @@ DETECTOR = {
     "aspects": (1.0,),
     "candidates": 10,
     "proposals": 8,
+    "training_candidates": 10,
+    "training_proposals": 8,
     "sampled": 8,
     "scored": 8,
     "detections": 4,

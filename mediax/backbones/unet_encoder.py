@@ -68,6 +68,11 @@ class Backbone(nnx.Module):
     def channels(self) -> dict[int, int]:
         return {2**level: width for level, width in enumerate(self.widths)}
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of an image are to be multiples of: without padding any number, as it is mirrored."""
+        return 1 if self.valid else max(self.channels)
+
     def __call__(self, image: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> dict[int, jax.Array]:
         x = _mirrored(image, len(self.widths)) if self.valid else image
         pyramid = {}

@@ -28,6 +28,7 @@ from mediax.deformable_transformer import (
     pixel_centers,
     set_losses,
     sines,
+    targets_in,
 )
 from mediax.errors import InputError
 from mediax.layers import Linear, wide
@@ -60,7 +61,8 @@ class Head(nnx.Module):
         layers: focal loss, L1 of (x, y, width, height) and generalised IoU of the boxes that the Hungarian algorithm
         matches; the proposals of all pixels are matched without regard to the class, as in the authors' code;
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1], labels i32[B,D].
-    Parameters, boxes and losses are f32, the rest is computed in `dtype`. Images fill their array: none is padded.
+    Parameters, boxes and losses are f32, the rest is computed in `dtype`. All images of a batch are padded alike, if at
+    all: inside, boxes are fractions of the padded image, see `deformable_transformer.targets_in`.
     Raises InputError for an unknown variant, a stride that the backbone lacks, or widths that do not divide.
     """
 
@@ -117,6 +119,7 @@ class Head(nnx.Module):
         train: bool,
         rngs: nnx.Rngs | None,
     ) -> dict[str, Any]:
+        covered, targets = targets_in(pyramid, size, targets)
         memory, positions, sizes = self.levels(pyramid)
         reference = jnp.broadcast_to(pixel_centers(sizes), (*memory.shape[:2], 2))
         for layer in self.encoder:
@@ -146,7 +149,7 @@ class Head(nnx.Module):
         outputs = self._decode(content, query_positions, reference, memory, sizes, train, rngs)
         if truth is not None:
             losses |= set_losses(outputs, *truth)
-        return {"losses": losses} | ({} if train else best_pairs(*outputs[-1], self.detections))
+        return {"losses": losses} | ({} if train else best_pairs(*outputs[-1], self.detections, covered, size))
 
     def _propose(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
         """Class logits f32[B,S,K] and box logits f32[B,S,4] of every pixel."""

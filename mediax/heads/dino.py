@@ -30,6 +30,7 @@ from mediax.deformable_transformer import (
     pixel_centers,
     set_losses,
     sines,
+    targets_in,
 )
 from mediax.errors import InputError
 from mediax.layers import Linear, wide
@@ -76,7 +77,8 @@ class Head(nnx.Module):
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1], labels i32[B,D].
     The noise draws from `rngs.denoising()`. Parameters, boxes and losses are f32, the rest is computed in `dtype`.
     The authors let the image with the most boxes say how many groups there are; here each image has its own number.
-    Images fill their array: none is padded.
+    All images of a batch are padded alike, if at all: inside, boxes are fractions of the padded image; see
+    `deformable_transformer.targets_in`.
     Raises InputError for a stride that the backbone lacks, widths that do not divide, more queries than pixels.
     """
 
@@ -129,6 +131,7 @@ class Head(nnx.Module):
         train: bool,
         rngs: nnx.Rngs | None,
     ) -> dict[str, Any]:
+        covered, targets = targets_in(pyramid, size, targets)
         memory, positions, sizes = self.levels(pyramid)
         places = jnp.broadcast_to(pixel_centers(sizes), (*memory.shape[:2], 2))
         for layer in self.encoder:
@@ -152,7 +155,7 @@ class Head(nnx.Module):
             if noisy is not None:
                 terms = [_denoising_losses(*one, noisy, *truth[:2]) for one in denoised]
                 losses |= {f"denoising_{name}": sum(term[name] for term in terms) for name in terms[0]}
-        return {"losses": losses} | ({} if train else best_pairs(*found[-1], self.detections))
+        return {"losses": losses} | ({} if train else best_pairs(*found[-1], self.detections, covered, size))
 
     def _propose(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
         """Class logits f32[B,Q,K] and boxes f32[B,Q,4] of the pixels that are surest to see a box of any class."""

@@ -118,14 +118,16 @@ class Head(nnx.Module):
     `classes` is the number of classes without the background; `masks` False makes it Faster R-CNN. There is one anchor
     size (pixels, the root of the area) for each stride of the backbone and one more, and `aspects` (height / width) of
     each. The `candidates` best anchors of a level become at most `proposals` regions of an image by non-maximum
-    suppression. Of these and the true boxes `sampled` learn, `foreground` of them on a box at most;
-    `anchors_sampled` (half of them foreground) are the anchors that learn. `detections` is the fixed number of boxes
-    that an image gets; they are chosen among the `scored` best pairs of region and class, which bounds the memory of
-    suppression (scored^2 bytes an image) and changes nothing while fewer pairs reach `lowest_score`.
+    suppression; in training there are more of both, `training_candidates` and `training_proposals`. Of these and the
+    true boxes `sampled` learn, `foreground` of them on a box at most; `anchors_sampled` (half of them foreground) are
+    the anchors that learn. `detections` is the fixed number of boxes that an image gets; they are chosen among the
+    `scored` best pairs of region and class, which bounds the memory of suppression (scored^2 bytes an image) and
+    changes nothing while fewer pairs reach `lowest_score`.
 
-    Called as (pyramid, (H, W), targets). `targets` holds boxes f32[B,N,4] (ymin, xmin, ymax, xmax as fractions),
-    box_labels i32[B,N], box_valid bool[B,N] and, to train masks, box_masks u8[B,N,H,O] (see mediax/batch.py) and
-    mask_valid bool[B,K], which classes have masks; None predicts only. Returns
+    Called as (pyramid, (H, W), targets); the pyramid may reach beyond the image, below and on the right. `targets`
+    holds boxes f32[B,N,4] (ymin, xmin, ymax, xmax as fractions), box_labels i32[B,N], box_valid bool[B,N] and, to train
+    masks, box_masks u8[B,N,H,O] (see mediax/batch.py) and mask_valid bool[B,K], which classes have masks; None predicts
+    only. Returns
       losses: {objectness, proposal_box, class, box[, mask]: f32[B]}, each as torchvision gives it for an image alone;
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1] and 0 past the last, labels i32[B,D];
       masks: f32[B,D,28,28], the probability of the label's mask inside the box.
@@ -146,6 +148,8 @@ class Head(nnx.Module):
         aspects: tuple[float, ...] = (0.5, 1.0, 2.0),
         candidates: int = 1000,
         proposals: int = 1000,
+        training_candidates: int = 2000,
+        training_proposals: int = 2000,
         anchors_sampled: int = 256,
         sampled: int = 512,
         foreground: float = 0.25,
@@ -162,6 +166,7 @@ class Head(nnx.Module):
             )
         self.anchor_sizes, self.aspects = tuple(anchor_sizes), tuple(aspects)
         self.candidates, self.proposals, self.detections = candidates, proposals, detections
+        self.training_candidates, self.training_proposals = training_candidates, training_proposals
         self.anchors_sampled, self.sampled, self.foreground = anchors_sampled, sampled, foreground
         self.scored, self.lowest_score = scored, lowest_score
         self.box_size, self.mask_size = 7, 14
@@ -183,14 +188,15 @@ class Head(nnx.Module):
         levels = self.fpn(pyramid)
         logits, offsets = self.rpn(levels)
         anchors = [
-            _anchors(x.shape[1:3], size, anchor, self.aspects)
-            for x, anchor in zip(levels.values(), self.anchor_sizes, strict=True)
+            _anchors(x.shape[1:3], step, anchor, self.aspects)
+            for x, step, anchor in zip(levels.values(), _steps(levels), self.anchor_sizes, strict=True)
         ]
-        proposals, exists = self._propose(lax.stop_gradient(logits), lax.stop_gradient(offsets), anchors, size)
+        proposals, exists = self._propose(lax.stop_gradient(logits), lax.stop_gradient(offsets), anchors, size, train)
         levels.pop(max(levels))  # of the proposals' network alone
         outputs: dict[str, Any] = {"losses": {}}
         if targets is not None:
             pixels = jnp.array([*size, *size], jnp.float32)
+            targets = box.at_least_one(targets)
             truth = targets | {"boxes": targets["boxes"] * pixels}
             keys = jax.random.split(rngs.sampling(), 2 * len(logits)).reshape(2, -1)
             anchor_losses = jax.vmap(self._anchor_losses, (0, 0, None, 0, 0, 0))
@@ -203,15 +209,17 @@ class Head(nnx.Module):
         return outputs
 
     def _propose(
-        self, logits: jax.Array, offsets: jax.Array, anchors: list[np.ndarray], size: tuple[int, int]
+        self, logits: jax.Array, offsets: jax.Array, anchors: list[np.ndarray], size: tuple[int, int], train: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Boxes f32[B,P,4] in pixels, best first, and bool[B,P], False past the last."""
+        candidates = self.training_candidates if train else self.candidates
+        proposals = self.training_proposals if train else self.proposals
         first = np.cumsum([0, *map(len, anchors)])
         anchor_of = jnp.concatenate(anchors)
 
         def propose(logits: jax.Array, offsets: jax.Array) -> tuple[jax.Array, jax.Array]:
             best = [
-                start + lax.top_k(logits[start : start + len(level)], min(self.candidates, len(level)))[1]
+                start + lax.top_k(logits[start : start + len(level)], min(candidates, len(level)))[1]
                 for start, level in zip(first, anchors)
             ]
             level = jnp.repeat(jnp.arange(len(best)), np.array([len(index) for index in best]))
@@ -223,7 +231,7 @@ class Head(nnx.Module):
                 iou_threshold=0.7,
                 labels=level,
                 valid=_at_least(boxes, SMALLEST_PROPOSAL),
-                max_boxes=self.proposals,
+                max_boxes=proposals,
             )
             return boxes[index], exists
 
@@ -339,12 +347,23 @@ class Head(nnx.Module):
         return roi_align(levels, regions, size, level=level, sampling_ratio=2, aligned=False)
 
 
-def _anchors(grid: tuple[int, int], image: tuple[int, int], size: float, aspects: tuple[float, ...]) -> np.ndarray:
+def _steps(levels: dict[int, jax.Array]) -> list[tuple[int, int]]:
+    """How far apart in pixels (y, x) the anchors of each level are: its stride.
+
+    Of the level that subsampling added it is less where that rounded up, as in torchvision, whose weights know it so.
+    """
+    *strides, added = levels
+    pixels = (strides[-1] * cells for cells in levels[strides[-1]].shape[1:3])
+    last = tuple(length // cells for length, cells in zip(pixels, levels[added].shape[1:3], strict=True))
+    return [*((stride, stride) for stride in strides), last]
+
+
+def _anchors(grid: tuple[int, int], step: tuple[int, int], size: float, aspects: tuple[float, ...]) -> np.ndarray:
     """Boxes f32[h*w*aspects,4] in pixels around the points of a grid, rounded to whole pixels as torchvision does."""
     heights = size * np.sqrt(np.array(aspects, np.float32))
     widths = size / np.sqrt(np.array(aspects, np.float32))
     around = np.round(np.stack([-heights, -widths, heights, widths], 1) / 2)
-    y, x = (np.arange(cells) * (length // cells) for cells, length in zip(grid, image, strict=True))
+    y, x = (np.arange(cells) * pixels for cells, pixels in zip(grid, step, strict=True))
     y, x = np.meshgrid(y, x, indexing="ij")
     points = np.stack([y, x, y, x], -1).reshape(-1, 1, 4)
     return (points + around).reshape(-1, 4).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,24 @@ def corners(boxes: jax.Array) -> jax.Array:
 def clip(boxes: jax.Array, height: float, width: float) -> jax.Array:
     """Cuts boxes f[...,4] (ymin, xmin, ymax, xmax) at the border of an image."""
     return jnp.clip(boxes, 0, jnp.array([height, width, height, width], boxes.dtype))
+
+
+def rescale(boxes: jax.Array, size: tuple[int, int], new_size: tuple[int, int]) -> jax.Array:
+    """Boxes f[...,4] as fractions of an image of `size` (H, W) -> as fractions of another with the same first pixel."""
+    if tuple(size) == tuple(new_size):
+        return boxes
+    return boxes * (jnp.array([*size, *size], boxes.dtype) / jnp.array([*new_size, *new_size], boxes.dtype))
+
+
+def at_least_one(targets: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Gives targets without room for a box one that is not valid: of no boxes at all there is no nearest one.
+
+    `targets` holds boxes f[B,N,4], box_labels i[B,N] and box_valid bool[B,N]; what else it holds stays.
+    """
+    if targets["boxes"].shape[1]:
+        return dict(targets)
+    arrays = {name: targets[name] for name in ("boxes", "box_labels", "box_valid")}
+    return targets | {name: jnp.zeros((len(x), 1, *x.shape[2:]), x.dtype) for name, x in arrays.items()}
 
 
 def overlap(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:

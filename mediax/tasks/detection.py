@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class Task:
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     shown: float = 0.3
     dtype: Any = jnp.float32  # that the head computes in
+    dense: ClassVar[bool] = True  # each level of the pyramid shall cover the whole image
 
     def __post_init__(self):
         if not self.box_classes or isinstance(self.box_classes, str):

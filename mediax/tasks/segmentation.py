@@ -19,6 +19,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.operators.padding import extent
 
 LOSSES = ("cross_entropy", "dice", "focal")
 PER_STRUCTURE = ("dice", "iou", "dice_present")
@@ -51,6 +52,7 @@ class Task:
     threshold: float | str = 0.5
     dtype: Any = jnp.float32  # that the head computes in
     image_axes: ClassVar[tuple[int, ...]] = (2, 3)  # of the outputs: rows and columns of the image
+    dense: ClassVar[bool] = True  # each level of the pyramid shall cover the whole image
 
     def __post_init__(self):
         if not self.structures or isinstance(self.structures, str):
@@ -88,7 +90,9 @@ class Task:
 
         With `exclusive` the last axis is S + 1, and the background is the first.
         """
-        logits = run(f"head/{self.name}", pyramid, batch["image"].shape[1:3]).astype(jnp.float32)
+        height, width = size = batch["image"].shape[1:3]
+        logits = run(f"head/{self.name}", pyramid, extent(pyramid, size)).astype(jnp.float32)
+        logits = logits[..., :height, :width, :]
         return logits if logits.ndim == 5 else logits[None]
 
     def count(self, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Runs the published detectors in float64 and writes tests/references/goldens/{mask_rcnn,deformable_detr_*}.npz.
+"""Runs the published detectors in float64 and writes their goldens: mask_rcnn, faster_rcnn_padded, deformable_detr_*.
 
     python tests/references/detection.py
 
@@ -18,6 +18,7 @@ from backbones import GOLDENS, fill, save, shapes_of, summary, torchvision  # it
 from torchvision.models import detection
 
 SIZE = (64, 128)
+ODD_SIZE, PADDED_SIZE = (97, 130), (128, 160)  # torchvision pads images to multiples of 32
 STRIDES = (4, 8, 16, 32)
 CHANNELS = (6, 8, 10, 12)
 CLASSES = 4
@@ -27,8 +28,8 @@ BOXES = np.float32(  # ymin, xmin, ymax, xmax as fractions that binary numbers e
 LABELS = np.array([1, 3, 0])
 
 
-def pyramid(strides: tuple[int, ...] = STRIDES) -> dict[int, torch.Tensor]:
-    shapes = {s: (2, SIZE[0] // s, SIZE[1] // s, c) for s, c in zip(STRIDES, CHANNELS) if s in strides}
+def pyramid(strides: tuple[int, ...] = STRIDES, size: tuple[int, int] = SIZE) -> dict[int, torch.Tensor]:
+    shapes = {s: (2, size[0] // s, size[1] // s, c) for s, c in zip(STRIDES, CHANNELS) if s in strides}
     arrays = {stride: seeded.normal(f"level {stride}", shape) for stride, shape in shapes.items()}
     return {s: torch.from_numpy(a).double().permute(0, 3, 1, 2).requires_grad_() for s, a in arrays.items()}
 
@@ -83,16 +84,17 @@ class Given(torch.nn.Module):
         return self.fpn(OrderedDict((str(index), level) for index, level in enumerate(self.levels.values())))
 
 
-def small_mask_rcnn(width: int = 8, hidden: int = 16) -> torch.nn.Module:
+def small_mask_rcnn(width: int = 8, hidden: int = 16, candidates: int = 40, proposals: int = 30) -> torch.nn.Module:
+    """`candidates` and `proposals` are those of training."""
     everything = 10**6  # samples: all of them, so that nothing is left to chance
     return detection.MaskRCNN(
         Given(width),
         rpn_anchor_generator=detection.anchor_utils.AnchorGenerator(
             tuple((size,) for size in (8, 16, 32, 64, 128)), ((0.5, 1.0, 2.0),) * 5
         ),
-        rpn_pre_nms_top_n_train=40,
+        rpn_pre_nms_top_n_train=candidates,
         rpn_pre_nms_top_n_test=40,
-        rpn_post_nms_top_n_train=30,
+        rpn_post_nms_top_n_train=proposals,
         rpn_post_nms_top_n_test=30,
         rpn_batch_size_per_image=everything,
         box_batch_size_per_image=everything,
@@ -135,6 +137,28 @@ def run_mask_rcnn() -> dict:
     keep = ("backbone.fpn.inner_blocks.1.0.weight", "rpn.head.conv.0.0.weight", "roi_heads.box_head.fc6.bias")
     golden |= summary("gradient", gradients, keep)
     return golden | {f"gradient/level/{s}": x.grad.permute(0, 2, 3, 1).numpy() for s, x in levels.items()}
+
+
+def run_padded_faster_rcnn() -> dict:
+    """Losses and detections of one image whose sides 32 does not divide, with more proposals in training."""
+    model = small_mask_rcnn(candidates=70, proposals=45)
+    for name in ("mask_roi_pool", "mask_head", "mask_predictor"):
+        setattr(model.roi_heads, name, None)
+    model = fill(model.double())
+    model.backbone.levels = {stride: level[:1].detach() for stride, level in pyramid(size=PADDED_SIZE).items()}
+    image = torchvision.models.detection.image_list.ImageList(torch.zeros(1, 3, *PADDED_SIZE).double(), [ODD_SIZE])
+    target = {"boxes": pixels(BOXES), "labels": torch.from_numpy(1 + LABELS)}
+    features = model.backbone(None)
+    golden = {"shapes": json.dumps(shapes_of(model))}
+    with torch.no_grad():
+        proposals, losses = model.train().rpn(image, features, [target])
+        losses |= model.roi_heads(features, proposals, [ODD_SIZE], [target])[1]
+        golden |= {f"losses/{name}": value.item() for name, value in losses.items()}
+        golden["proposals/training"] = len(proposals[0])
+        proposals, _ = model.eval().rpn(image, features, None)
+        [found], _ = model.roi_heads(features, proposals, [ODD_SIZE], None)
+        golden["proposals/inference"] = len(proposals[0])
+    return golden | {f"found/{name}": array.numpy() for name, array in found.items()}
 
 
 def within(box: np.ndarray) -> np.ndarray:
@@ -231,6 +255,7 @@ def main() -> None:
     GOLDENS.mkdir(exist_ok=True)
     without_compiled_operators()
     save("mask_rcnn", run_mask_rcnn() | {"published": json.dumps(published_mask_rcnn())})
+    save("faster_rcnn_padded", run_padded_faster_rcnn())
     for variant, settings in {"plain": (False, False), "refined": (True, False), "two_stage": (True, True)}.items():
         save(f"deformable_detr_{variant}", run_deformable_detr(*settings))
 

@@ -14,10 +14,12 @@ CLASSES = 4
 BOXES = np.float32([[8, 16, 40, 64], [24, 32, 56, 48], [4, 72, 60, 120], [0, 0, 0, 0]]) / np.float32([*SIZE, *SIZE])
 
 
-def pyramid() -> dict[int, np.ndarray]:
+def pyramid(size: tuple[int, int] = SIZE) -> dict[int, np.ndarray]:
+    """Noise in place of what a backbone makes of images that are padded to multiples of its coarsest stride."""
+    height, width = (side + -side % max(CHANNELS) for side in size)
     return {
-        stride: seeded.normal(f"level {stride}", (2, SIZE[0] // stride, SIZE[1] // stride, width))
-        for stride, width in CHANNELS.items()
+        stride: seeded.normal(f"level {stride}", (2, height // stride, width // stride, channels))
+        for stride, channels in CHANNELS.items()
     }
 
 
