@@ -69,11 +69,11 @@ def rescale(boxes: jax.Array, size: tuple[int, int], new_size: tuple[int, int]) 
 def at_least_one(targets: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Gives targets without room for a box one that is not valid: of no boxes at all there is no nearest one.
 
-    `targets` holds boxes f[B,N,4], box_labels i[B,N] and box_valid bool[B,N]; what else it holds stays.
+    `targets` holds boxes f[B,N,4], box_labels i[B,N], box_valid bool[B,N] and maybe box_masks; what else it holds stays.
     """
     if targets["boxes"].shape[1]:
         return dict(targets)
-    arrays = {name: targets[name] for name in ("boxes", "box_labels", "box_valid")}
+    arrays = {name: targets[name] for name in ("boxes", "box_labels", "box_valid", "box_masks") if name in targets}
     return targets | {name: jnp.zeros((len(x), 1, *x.shape[2:]), x.dtype) for name, x in arrays.items()}
 
 
