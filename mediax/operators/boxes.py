@@ -69,7 +69,7 @@ def rescale(boxes: jax.Array, size: tuple[int, int], new_size: tuple[int, int]) 
 def at_least_one(targets: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Gives targets without room for a box one that is not valid: of no boxes at all there is no nearest one.
 
-    `targets` holds boxes f[B,N,4], box_labels i[B,N], box_valid bool[B,N] and maybe box_masks; what else it holds stays.
+    `targets` holds boxes f[B,N,4], box_labels i[B,N], box_valid bool[B,N], maybe box_masks; what else it holds stays.
     """
     if targets["boxes"].shape[1]:
         return dict(targets)
