@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -220,6 +220,11 @@ class BatchNorm(nnx.Module):
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(jnp.float32)
         running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)
+
+
+def normalised(pyramid: Mapping[int, jax.Array], norms: Iterable[nnx.LayerNorm]) -> dict[int, jax.Array]:
+    """Normalises each level {stride: f[B,h,w,C]} of a pyramid by a LayerNorm of its own."""
+    return {stride: norm(x) for (stride, x), norm in zip(pyramid.items(), norms, strict=True)}
 
 
 class ConvPair(nnx.Module):

@@ -43,6 +43,10 @@ def test_equals_the_authors_network_at_a_size_its_strides_do_not_divide():
     compare.assert_equals_reference(convnext, "convnext_odd", normalize=True, mode="training", **ODD)
 
 
+def test_levels_have_the_norms_of_a_segmenter_s_backbone():
+    compare.assert_pyramid_equals_reference(convnext, "pyramid_convnext", level_norms=True, **ODD)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_tiny_equals_the_authors_network(mode):

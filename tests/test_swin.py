@@ -70,37 +70,14 @@ def test_every_published_tensor_has_its_place(key):
     ],
 )
 def test_equals_the_published_network(golden, settings):
-    family = LastLevel()
     # torchvision joins the biases that version 2 keeps apart, so one of its gradients is none of ours.
     gradients = golden != "swin_v2_odd"
-    compare.assert_equals_reference(family, golden, normalize=False, mode="training", gradients=gradients, **settings)
+    compare.assert_equals_reference(swin, golden, normalize=False, mode="training", gradients=gradients, **settings)
 
 
-class LastLevel:
-    """The family for a comparison of the last level alone: the references show no other one after its blocks."""
-
-    translate = staticmethod(swin.translate)
-
-    class Backbone(swin.Backbone):
-        def __call__(self, image, *, train, rngs):
-            pyramid = super().__call__(image, train=train, rngs=rngs)
-            return {max(pyramid): pyramid[max(pyramid)]}
-
-
-def test_finer_levels_lead_to_the_last_one():
-    backbone = nnx.jit(lambda: swin.Backbone(**SMALL, rngs=nnx.Rngs(0)))()
-
-    @nnx.jit
-    def run(backbone, image):
-        pyramid = backbone(image, train=False, rngs=None)
-        x = backbone.stages[1].merge(pyramid[4])
-        for block in backbone.stages[1].blocks:
-            x = block(x, False, None)
-        return pyramid, backbone.norm(x)
-
-    pyramid, last = run(backbone, seeded.normal("image", (1, 35, 44, 3)))
-    assert {stride: x.shape for stride, x in pyramid.items()} == {4: (1, 8, 11, 8), 8: (1, 4, 6, 16)}
-    compare.assert_close(last, pyramid[8], 1e-5, "level 8")
+def test_levels_have_the_norms_of_a_detector_s_backbone():
+    settings = {"width": 8, "depths": (2, 1, 2), "heads": (2, 4, 8), "windows": (3, 3, 3), "level_norms": True}
+    compare.assert_pyramid_equals_reference(swin, "pyramid_swin", **settings)
 
 
 @pytest.mark.parametrize("variant", slow_if_large(COST))
