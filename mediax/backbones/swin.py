@@ -473,7 +473,7 @@ def _authors_merging(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _pixels_first(array: np.ndarray) -> np.ndarray:
     """Moves the pixels before the channels, [...,C*4] -> [...,4*C], and down the columns instead of along the rows."""
     squares = array.reshape(*array.shape[:-1], -1, 2, 2)  # channel, row, column
-    return np.moveaxis(squares, (-1, -2), (-3, -2)).reshape(array.shape)
+    return squares.swapaxes(-1, -3).reshape(array.shape)
 
 
 def _split_qkv_bias(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

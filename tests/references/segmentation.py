@@ -2,9 +2,9 @@
 
     python tests/references/segmentation.py --unet CHECKOUT
 
-Needs torch, torchvision, segmentation-models-pytorch and transformers (written with 2.13.0, 0.29.2, 0.6.0 and 5.23.0),
-which mediax itself does not use. CHECKOUT is a checkout of https://github.com/jvanvugt/pytorch-unet (written with
-commit 7e57722).
+Needs torch, torchvision, segmentation-models-pytorch and transformers (written with 2.13.0, 0.29.2, 0.6.0 and 5.23.0;
+upernet_swin with torch 2.14.1 and transformers 5.24.0), which mediax itself does not use. CHECKOUT is a checkout of
+https://github.com/jvanvugt/pytorch-unet (written with commit 7e57722).
 """
 
 import argparse
