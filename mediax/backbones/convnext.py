@@ -15,8 +15,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, Linear, drop_path, gelu, normalised, run_block
-from mediax.operators.depthwise import depthwise_conv
+from mediax.layers import Conv, DepthwiseConv, Linear, drop_path, gelu, normalised, run_block
 
 VARIANTS = {
     "atto": {"depths": (2, 2, 6, 2), "widths": (40, 80, 160, 320)},
@@ -96,24 +95,11 @@ _kernel_init = nnx.initializers.normal(0.02)
 _GROUP = 3  # consecutive blocks that share a learning rate under layer-wise decay, as in the authors' recipe
 
 
-class DepthwiseConv(nnx.Module):
-    """One odd-sized filter per channel, size-keeping: f[B,H,W,C] -> f[B,H,W,C]."""
-
-    def __init__(self, channels: int, size: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_kernel_init(rngs.params(), (size, size, 1, channels), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
-
-
 class Block(nnx.Module):
     """Residual block, f[B,H,W,C] -> f[B,H,W,C]: depthwise 7x7, LayerNorm, 4 times wider and back, LayerScale."""
 
     def __init__(self, channels: int, *, layer_scale: float, drop_path: float, dtype: Any, rngs: nnx.Rngs):
-        self.depthwise = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(channels, 7, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.norm = _layer_norm(channels, dtype, rngs)
         self.expand = Linear(channels, 4 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.project = Linear(4 * channels, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, Linear, drop_path, gelu, normalised, run_block
+from mediax.layers import Conv, Linear, Perceptron, drop_path, normalised, run_block
 from mediax.operators.window_attention import ContinuousBias, RelativeBias, attention, in_windows
 
 _SIZES = {
@@ -173,17 +173,6 @@ class WindowAttention(nnx.Module):
         return self.project(attention(query, key, value, bias=bias, mask=mask, logit_scale=scale))
 
 
-class FeedForward(nnx.Module):
-    """Four times wider, GELU, and back, for each pixel: f[B,H,W,C] -> f[B,H,W,C]."""
-
-    def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.expand = _linear(channels, 4 * channels, dtype, rngs)
-        self.project = _linear(4 * channels, channels, dtype, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(gelu(self.expand(x)))
-
-
 class Residual(nnx.Module):
     """LayerNorm and `layer` beside the identity, f[B,H,W,C] -> f[B,H,W,C]; with `post_norm` LayerNorm comes last."""
 
@@ -219,7 +208,7 @@ class Block(nnx.Module):
         residual = layers | {"post_norm": post_norm, "drop_path": drop_path}
         window_attention = WindowAttention(channels, heads, cosine=post_norm, **windows, **layers)
         self.attention = Residual(window_attention, channels, **residual)
-        self.feed_forward = Residual(FeedForward(channels, **layers), channels, **residual)
+        self.feed_forward = Residual(Perceptron(channels, kernel_init=_kernel_init, **layers), channels, **residual)
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         return self.feed_forward(self.attention(x, train, rngs), train, rngs)
