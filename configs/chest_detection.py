@@ -64,7 +64,11 @@ MODELS = {
     "mask_rcnn": {"backbone": RESNET_50, **MASK_RCNN},
     "dino": {"backbone": RESNET_50, **DINO},
     "dino_swin": {
-        "backbone": {"name": "swin", "channels": 1, "options": {"variant": "large", "drop_path": 0.2}},
+        "backbone": {
+            "name": "swin",
+            "channels": 1,
+            "options": {"variant": "large", "drop_path": 0.2, "level_norms": True},
+        },
         **DINO,
     },
 }
@@ -137,7 +141,7 @@ SMALL_MODELS = {
         "backbone": {
             "name": "swin",
             "channels": 1,
-            "options": {"width": 24, "depths": (2, 2), "heads": (1, 2), "windows": (8, 8)},
+            "options": {"width": 24, "depths": (2, 2), "heads": (1, 2), "windows": (8, 8), "level_norms": True},
         },
         **SMALL_DINO,
     },

@@ -31,10 +31,17 @@ PHANTOMS = {
 }
 RESNET_50 = {"name": "resnet", "channels": 1, "options": {"variant": "50", "stem_level": True}}
 SWIN_TINY = {"name": "swin", "channels": 1, "options": {"variant": "tiny", "drop_path": 0.2}}
+
+
+def _with_level_norms(backbone: dict) -> dict:
+    """As UPerNet's published networks have it; segmentation-models-pytorch's U-Net takes the levels as they are."""
+    return backbone | {"options": backbone["options"] | {"level_norms": True}}
+
+
 MODELS = {
     "unet": (RESNET_50, {"name": "unet"}),
     "unet_plus_plus": (RESNET_50, {"name": "unet_plus_plus", "deep_supervision": True}),
-    "upernet": (SWIN_TINY, {"name": "upernet", "dropout": 0.1}),
+    "upernet": (_with_level_norms(SWIN_TINY), {"name": "upernet", "dropout": 0.1}),
     "swin_unet": (SWIN_TINY, {"name": "unet"}),
 }
 # The same networks, small enough for minutes on a laptop.
@@ -47,7 +54,7 @@ SWIN = {
 SMALL_MODELS = {
     "unet": (ENCODER, {"name": "unet", "upsampling": "transposed", "widths": (64, 32, 16, 8), "output_size": 1}),
     "unet_plus_plus": (ENCODER, {"name": "unet_plus_plus", "widths": (64, 32, 16, 8), "deep_supervision": True}),
-    "upernet": (SWIN, {"name": "upernet", "width": 32}),
+    "upernet": (_with_level_norms(SWIN), {"name": "upernet", "width": 32}),
     "swin_unet": (SWIN, {"name": "unet", "widths": (48, 32, 16, 8)}),
 }
 

@@ -31,7 +31,7 @@ KINDS = {
 # Test file -> the script that ran the reference, and the reference.
 REFERENCES = {
     "autoencoder": ("autoencoder.py", "Keras"),
-    "convnext": ("backbones.py", "torchvision, timm"),
+    "convnext": ("backbones.py", "facebookresearch/ConvNeXt, transformers"),
     "deformable_detr": ("detection.py", "transformers"),
     "densenet": ("convolutional.py", "torchvision, TorchXRayVision"),
     "dino": ("dino.py", "IDEA-Research/DINO"),
@@ -39,10 +39,10 @@ REFERENCES = {
     "internimage": ("internimage.py", "OpenGVLab/InternImage"),
     "mask_rcnn": ("detection.py", "torchvision"),
     "resnet": ("backbones.py", "torchvision"),
-    "swin": ("swin.py", "microsoft/Swin-Transformer, torchvision, timm"),
+    "swin": ("swin.py", "microsoft/Swin-Transformer, torchvision, IDEA-Research/DINO"),
     "unet": ("segmentation.py", "segmentation-models-pytorch, jvanvugt/pytorch-unet"),
     "unet_plus_plus": ("segmentation.py", "segmentation-models-pytorch"),
-    "upernet": ("segmentation.py", "transformers"),
+    "upernet": ("segmentation.py", "transformers, its head alone and with its Swin"),
     "vit": ("vit.py", "facebookresearch/dinov2, timm, transformers, facebookresearch/detectron2"),
 }
 

@@ -874,16 +874,17 @@ def _depth(backbone: nnx.Module, part_name: str, path: tuple[Any, ...]) -> float
 def _warm_start(config: Mapping[str, Any], backbone: _Backbone, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     """Sets the parts that have published weights: the backbone from its own file, or from a head's, and heads."""
     tree = {"params": params, "batch_stats": batch_stats}
+    set_backbone = partial(_set_part, name="backbone", optional=getattr(backbone.source, "OPTIONAL", ()))
     path = config["backbone"]["pretrained"]
     if path and _is_run(path):
         with contextlib.closing(Checkpoints(path, "best")) as checkpoints:
-            tree = _set_part(tree, "backbone", checkpoints.part("backbone"))
+            tree = set_backbone(tree, weights=checkpoints.part("backbone"))
     elif path:
-        tree = _set_part(tree, "backbone", _backbone_weights(config, backbone, pretrained.read(path)))
+        tree = set_backbone(tree, weights=_backbone_weights(config, backbone, pretrained.read(path)))
     for name, file, path in _pretrained_heads(config):
         parts = catalog.load("heads", file).translate(pretrained.read(path))
         if parts["backbone"] and not config["backbone"]["pretrained"]:
-            tree = _set_part(tree, "backbone", _backbone_weights(config, backbone, parts["backbone"]))
+            tree = set_backbone(tree, weights=_backbone_weights(config, backbone, parts["backbone"]))
         # A head for another number of classes keeps what fits.
         tree = _set_part(tree, name, parts["head"], complete=False)
     return tree["params"], tree["batch_stats"]
@@ -979,10 +980,10 @@ def _check_published_normalisation(name: str, backbone: _Backbone) -> None:
 
 
 def _set_part(
-    tree: dict[str, Tree], name: str, weights: dict[pretrained.Path, np.ndarray], *, complete: bool = True
+    tree: dict[str, Tree], name: str, weights: dict[pretrained.Path, np.ndarray], **options: Any
 ) -> dict[str, Tree]:
     own = {kind: of_kind[name] for kind, of_kind in tree.items()}
-    own, report = pretrained.warm_start(own, weights, part=name, complete=complete)
+    own, report = pretrained.warm_start(own, weights, part=name, **options)
     logging.info("%s", report)
     return {kind: of_kind | {name: own[kind]} for kind, of_kind in tree.items()}
 

@@ -1,10 +1,10 @@
-"""Pieces that several networks share: convolution, linear layer, GELU, pooling, resizing, norm, drop path, remat."""
+"""Pieces that several networks share: convolutions, perceptron, pooling, resizing, norms, drop path, remat."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from mediax.errors import InputError
+from mediax.operators.depthwise import depthwise_conv
 
 
 class Conv(nnx.Module):
@@ -70,6 +71,31 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return by_row(super().__call__, x)
+
+
+class Perceptron(nnx.Module):
+    """Two linear layers, 4 times wider in between, and GELU: f[...,C] -> f[...,C]."""
+
+    def __init__(self, channels: int, *, kernel_init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs):
+        settings = {"kernel_init": kernel_init, "dtype": dtype, "rngs": rngs}
+        self.expand = Linear(channels, 4 * channels, **settings)
+        self.project = Linear(4 * channels, channels, **settings)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.project(gelu(self.expand(x)))
+
+
+class DepthwiseConv(nnx.Module):
+    """One odd-sized filter per channel, size-keeping: f[B,H,W,C] -> f[B,H,W,C]."""
+
+    def __init__(self, channels: int, size: int, *, kernel_init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, 1, channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + self.bias[...].astype(self.dtype)
 
 
 def by_row(function: Callable[..., jax.Array], x: jax.Array, *others: jax.Array) -> jax.Array:
@@ -220,6 +246,11 @@ class BatchNorm(nnx.Module):
     def _update(self, running: nnx.BatchStat, batch: jax.Array) -> None:
         batch = lax.stop_gradient(batch).astype(jnp.float32)
         running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)
+
+
+def normalised(pyramid: Mapping[int, jax.Array], norms: Iterable[nnx.LayerNorm]) -> dict[int, jax.Array]:
+    """Normalises each level {stride: f[B,h,w,C]} of a pyramid by a LayerNorm of its own."""
+    return {stride: norm(x) for (stride, x), norm in zip(pyramid.items(), norms, strict=True)}
 
 
 class ConvPair(nnx.Module):

@@ -33,6 +33,24 @@ def test_every_published_tensor_has_its_place(key):
         assert round(count / 1e6, 1) == MILLIONS[variant]
 
 
+def test_mmsegmentation_writes_the_layers_names_out():
+    weights = seeded.tensors(json.loads(str(compare.load("convnext_odd")["shapes"])))
+    weights |= {"norm3.weight": np.ones(40), "norm3.bias": np.zeros(40)}
+    spelled = {n.replace("dw", "depthwise_").replace("pw", "pointwise_"): array for n, array in weights.items()}
+    expected, actual = convnext.translate(weights)["backbone"], convnext.translate(spelled)["backbone"]
+    assert spelled.keys() != weights.keys() and ("level_norms", 3, "scale") in actual
+    assert all((actual.pop(path) == array).all() for path, array in expected.items()) and not actual
+
+
+def test_a_classifier_of_transformers_names_the_backbone_first():
+    weights = seeded.tensors(json.loads(str(compare.load("pyramid_convnext")["shapes"])))
+    weights = {name: array for name, array in weights.items() if not name.startswith("hidden_states_norms")}
+    last = {"convnext.layernorm.weight": np.ones(40), "classifier.weight": np.ones((10, 40))}
+    parts = convnext.translate({f"convnext.{name}": array for name, array in weights.items()} | last)
+    assert set(parts["backbone"]) == set(convnext.translate(weights)["backbone"])
+    assert set(parts["head"]) == {("norm", "scale"), ("linear", "kernel")}
+
+
 def test_published_names_cover_the_variants():
     spellings = {tuple(key.split("/")[1:]) for key in PUBLISHED}
     assert {variant for variant, spelling in spellings if spelling == "timm"} == set(convnext.VARIANTS)
@@ -41,6 +59,10 @@ def test_published_names_cover_the_variants():
 
 def test_equals_the_authors_network_at_a_size_its_strides_do_not_divide():
     compare.assert_equals_reference(convnext, "convnext_odd", normalize=True, mode="training", **ODD)
+
+
+def test_levels_have_the_norms_of_a_segmenter_s_backbone():
+    compare.assert_pyramid_equals_reference(convnext, "pyramid_convnext", level_norms=True, **ODD)
 
 
 @pytest.mark.slow
@@ -101,6 +123,7 @@ def test_layers_of_small_to_xlarge_are_the_authors():
     assert backbone.layer_of(("stages", 1, "downsample", "conv", "kernel")) == 2
     assert [backbone.layer_of(("stages", 2, "blocks", b, "layer_scale")) for b in (0, 2, 3, 26)] == [3, 3, 4, 11]
     assert backbone.layer_of(("stages", 3, "downsample", "norm", "bias")) == 12
+    assert backbone.layer_of(("level_norms", 0, "scale")) == 13
     layers = {backbone.layer_of(path) for path in compare.flat(compare.variables_of(backbone)["params"])}
     assert layers == set(range(13))
 

@@ -112,6 +112,14 @@ def test_pyramid_of_odd_sizes_in_bfloat16(last_conv, coarsest):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(backbone))} == {jnp.dtype(jnp.float32)}
 
 
+def test_depthwise_filters_start_as_torch_s():
+    rngs = nnx.Rngs(0)
+    settings = {"groups": 1, "offset_scale": 1.0, "depthwise_size": 5, "center_feature_scale": False}
+    layer = internimage.DeformableConv(64, **settings, dtype=jnp.float32, rngs=rngs)
+    filters = np.asarray(layer.depthwise.kernel[...])
+    assert 0.199 < np.abs(filters).max() < 0.2 and abs(filters.std() * 5 * np.sqrt(3) - 1) < 0.02
+
+
 def test_layers_are_the_authors():
     settings = {"depths": (2, 2, 3, 1), "third_stage_norms": (1,)}
     backbone = nnx.eval_shape(lambda: internimage.Backbone(**settings, rngs=nnx.Rngs(0)))

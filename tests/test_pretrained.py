@@ -165,6 +165,19 @@ def test_what_does_not_fit_a_backbone_is_an_error_that_names_it():
     assert "blocks/0/mean (missing)" in str(error.value)
 
 
+def test_optional_parameters_may_be_missing_but_not_of_another_shape():
+    own = {"params": {"norms": {0: {"scale": np.ones(4)}}, "stem": {"scale": np.zeros(2)}}}
+    published = {("stem", "scale"): np.ones(2)}
+    after, report = pretrained.warm_start(own, published, part="backbone", optional=("norms",))
+    assert (after["params"]["stem"]["scale"] == 1).all() and (after["params"]["norms"][0]["scale"] == 1).all()
+    assert report.missing == ("norms/0/scale",)
+    with pytest.raises(InputError, match=r"norms/0/scale \(\[3\] in the file, \[4\] in the network\)"):
+        wrong = published | {("norms", 0, "scale"): np.ones(3)}
+        pretrained.warm_start(own, wrong, part="backbone", optional=("norms",))
+    with pytest.raises(InputError, match=r"stem/scale \(missing\)"):
+        pretrained.warm_start(own, {}, part="backbone", optional=("norms",))
+
+
 def test_a_head_with_other_classes_stays_at_its_initial_values():
     own = {"params": {"norm": {"scale": np.zeros(4)}, "linear": {"kernel": np.zeros((4, 14))}}}
     published = {

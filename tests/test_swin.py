@@ -70,37 +70,73 @@ def test_every_published_tensor_has_its_place(key):
     ],
 )
 def test_equals_the_published_network(golden, settings):
-    family = LastLevel()
     # torchvision joins the biases that version 2 keeps apart, so one of its gradients is none of ours.
     gradients = golden != "swin_v2_odd"
-    compare.assert_equals_reference(family, golden, normalize=False, mode="training", gradients=gradients, **settings)
+    compare.assert_equals_reference(swin, golden, normalize=False, mode="training", gradients=gradients, **settings)
 
 
-class LastLevel:
-    """The family for a comparison of the last level alone: the references show no other one after its blocks."""
-
-    translate = staticmethod(swin.translate)
-
-    class Backbone(swin.Backbone):
-        def __call__(self, image, *, train, rngs):
-            pyramid = super().__call__(image, train=train, rngs=rngs)
-            return {max(pyramid): pyramid[max(pyramid)]}
+def test_levels_have_the_norms_of_a_detector_s_backbone():
+    settings = {"width": 8, "depths": (2, 1, 2), "heads": (2, 4, 8), "windows": (3, 3, 3), "level_norms": True}
+    compare.assert_pyramid_equals_reference(swin, "pyramid_swin", **settings)
 
 
-def test_finer_levels_lead_to_the_last_one():
-    backbone = nnx.jit(lambda: swin.Backbone(**SMALL, rngs=nnx.Rngs(0)))()
+def respelled(weights, spelling):
+    """The authors' tensors under the names of another library, which has some of them in another order or apart."""
+    result = {}
+    for name, array in weights.items():
+        for published, other in spelling.items():
+            name = re.sub(published, other, name)
+        if "w_msa" in "".join(spelling.values()) and "downsample" in name:
+            squares = array.reshape(*array.shape[:-1], 2, 2, -1)  # column, row, channel
+            array = squares.swapaxes(-1, -3).reshape(array.shape)
+        if "{}" in name:
+            result |= {name.format(part): third for part, third in zip(("query", "key", "value"), np.split(array, 3))}
+        else:
+            result[name] = array
+    return result
 
-    @nnx.jit
-    def run(backbone, image):
-        pyramid = backbone(image, train=False, rngs=None)
-        x = backbone.stages[1].merge(pyramid[4])
-        for block in backbone.stages[1].blocks:
-            x = block(x, False, None)
-        return pyramid, backbone.norm(x)
 
-    pyramid, last = run(backbone, seeded.normal("image", (1, 35, 44, 3)))
-    assert {stride: x.shape for stride, x in pyramid.items()} == {4: (1, 8, 11, 8), 8: (1, 4, 6, 16)}
-    compare.assert_close(last, pyramid[8], 1e-5, "level 8")
+OLDER_TRANSFORMERS = {
+    r"^patch_embed\.proj": "embeddings.patch_embeddings.projection",
+    r"^patch_embed": "embeddings",
+    r"^layers": "encoder.layers",
+    r"norm1\.(\w+)$": r"layernorm_before.\1",
+    r"norm2\.(\w+)$": r"layernorm_after.\1",
+    r"^layernorm_before": "hidden_states_norms.stage2",
+    r"^layernorm_after": "hidden_states_norms.stage3",
+    r"^norm0": "hidden_states_norms.stage1",
+    r"attn\.relative": "attention.self.relative",
+    r"attn\.qkv": "attention.self.{}",
+    r"attn\.proj": "attention.output.dense",
+    r"mlp\.fc1": "intermediate.dense",
+    r"mlp\.fc2": "output.dense",
+}
+MMSEGMENTATION = {
+    r"^patch_embed\.proj": "patch_embed.projection",
+    r"^layers": "stages",
+    r"attn": "attn.w_msa",
+    r"mlp\.fc1": "ffn.layers.0.0",
+    r"mlp\.fc2": "ffn.layers.1",
+}
+
+
+@pytest.mark.parametrize("spelling", [OLDER_TRANSFORMERS, MMSEGMENTATION])
+def test_other_libraries_call_the_same_tensors_by_other_names(spelling):
+    weights = seeded.tensors(json.loads(str(compare.load("pyramid_swin")["shapes"])))
+    renamed = respelled(weights, spelling)
+    expected, actual = swin.translate(weights)["backbone"], swin.translate(renamed)["backbone"]
+    assert renamed.keys() != weights.keys()
+    assert set(actual) == set(expected) and ("level_norms", 2, "scale") in actual
+    assert all((actual[path] == array).all() for path, array in expected.items())
+
+
+def test_mmsegmentation_merges_pixels_channel_by_channel():
+    square, reduction = seeded.normal("square", (2, 2, 3)), seeded.normal("reduction", (6, 12))
+    theirs = reduction @ square.transpose(2, 0, 1).reshape(-1)
+    ours = np.concatenate([square[row, column] for column in range(2) for row in range(2)])
+    [(path, kernel)] = swin.translate({"stages.0.downsample.reduction.weight": reduction})["backbone"].items()
+    assert path == ("stages", 1, "merge", "reduce", "kernel")
+    np.testing.assert_allclose(ours @ kernel, theirs, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", slow_if_large(COST))
@@ -151,6 +187,7 @@ def test_blocks_shift_in_turn_drop_more_and_more_and_are_layers():
         (("stages", 1, "merge", "norm", "scale"), 3),
         (("stages", 1, "blocks", 0, "attention"), 3),
         (("norm", "scale"), 5),
+        (("level_norms", 0, "scale"), 6),
     ):
         assert backbone.layer_of(path) == layer
 

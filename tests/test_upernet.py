@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from references import compare, dense, seeded
 
+from mediax.backbones import swin
 from mediax.errors import InputError
 from mediax.heads import upernet
 
@@ -43,6 +44,18 @@ def test_equals_transformers_in_float32():
         gradients=False,
         dtype=jnp.float32,
         tolerance=1e-4,
+    )
+
+
+def test_equals_transformers_with_its_swin():
+    settings = {"width": 8, "depths": (1, 2, 1, 1), "heads": (1, 2, 4, 8), "windows": (3,) * 4, "level_norms": True}
+    dense.assert_equals(
+        "upernet_swin",
+        dense.family(upernet, swin),
+        lambda dtype: upernet.Head({4: 8, 8: 16, 16: 32, 32: 64}, 3, width=16, dtype=dtype, rngs=nnx.Rngs(0)),
+        backbone=lambda dtype: swin.Backbone(**settings, dtype=dtype, rngs=nnx.Rngs(0)),
+        inputs=seeded.normal("image", (2, 128, 160, 3)),
+        size=(128, 160),
     )
 
 

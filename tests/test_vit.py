@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from references import compare, multiply_adds, seeded
 
+from mediax import pretrained
 from mediax.backbones import vit
 from mediax.errors import InputError
 
@@ -100,6 +101,14 @@ def test_timm_weights_with_registers_have_the_class_position_in_the_token():
     assert path == ("positions",) and array.shape == (26, 24)
     np.testing.assert_array_equal(array[0], 0)
     np.testing.assert_array_equal(array[1:], positions[0])
+
+
+def test_published_weights_start_a_pyramid():
+    backbone = nnx.eval_shape(lambda: vit.Backbone(variant="small", output="pyramid", **SMALL, rngs=nnx.Rngs(0)))
+    weights = vit.translate(seeded.tensors(json.loads(str(compare.load("vit_plain")["shapes"]))))["backbone"]
+    variables = compare.variables_of(backbone)
+    _, report = pretrained.warm_start(variables, weights, part="backbone", optional=vit.OPTIONAL)
+    assert report.missing and all(path.startswith("levels/") for path in report.missing) and not report.left_over
 
 
 @pytest.mark.parametrize("variant", slow_if_giant(vit.VARIANTS))

@@ -10,7 +10,7 @@ from references import compare, seeded
 from safetensors.numpy import save_file
 
 from mediax import experiment
-from mediax.backbones import densenet, resnet, unet_encoder
+from mediax.backbones import densenet, resnet, swin, unet_encoder
 from mediax.errors import InputError
 from mediax.experiment import complete
 from mediax.heads import unet
@@ -30,11 +30,11 @@ def weights(tmp_path_factory):
 def compose(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
 
-    def compose(head, channels=3, pretrained="", options=None, **changes):
+    def compose(head, channels=3, pretrained="", name="resnet", options=None, **changes):
         config = {
             "phantom": {"minijsrt_lung": {"train": 6, "test": 2, "size": 32}},
             "backbone": {
-                "name": "resnet",
+                "name": name,
                 "channels": channels,
                 "options": options or {"variant": "18", "stem_level": True},
                 "pretrained": pretrained,
@@ -76,6 +76,21 @@ def test_one_grey_channel_takes_the_sum_of_three(weights, compose):
     kernel = tensors["encoder.conv1.weight"].transpose(2, 3, 1, 0)
     expected = (kernel * (0.25 / np.array(resnet.STD))[:, None]).sum(2, keepdims=True)
     np.testing.assert_allclose(params["backbone"]["stem"]["conv"]["kernel"], expected, rtol=1e-5)
+
+
+def test_a_classifier_s_file_starts_a_backbone_whose_levels_have_norms(compose, tmp_path):
+    tensors = seeded.tensors(json.loads(str(compare.load("swin_v1")["shapes"])))
+    save_file(tensors, tmp_path / "swin.safetensors")
+    options = {"width": 8, "depths": (2, 2), "heads": (2, 4), "windows": (4, 4), "level_norms": True}
+    pretrained = str(tmp_path / "swin.safetensors")
+    training = compose({"name": "upernet", "width": 8}, pretrained=pretrained, name="swin", options=options)
+    params, _ = training.warm_start(*training.model.init(jax.random.key(0)))
+    weights, found = swin.translate(tensors)["backbone"], compare.flat(params["backbone"])
+    assert weights.keys() - found.keys() == {("norm", "scale"), ("norm", "bias")}
+    assert {path[0] for path in found.keys() - weights.keys()} == {"level_norms"}
+    assert all(np.array_equal(found[path], weights[path]) for path in found.keys() & weights.keys())
+    for level in range(2):
+        assert (found["level_norms", level, "scale"] == 1).all() and (found["level_norms", level, "bias"] == 0).all()
 
 
 def test_the_backbone_s_own_file_goes_before_that_of_a_head(weights, compose, tmp_path):

@@ -15,8 +15,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, Linear, drop_path, gelu, run_block
-from mediax.operators.depthwise import depthwise_conv
+from mediax.layers import Conv, DepthwiseConv, Linear, drop_path, gelu, normalised, run_block
 
 VARIANTS = {
     "atto": {"depths": (2, 2, 6, 2), "widths": (40, 80, 160, 320)},
@@ -29,6 +28,9 @@ VARIANTS = {
     "large": {"depths": (3, 3, 27, 3), "widths": (192, 384, 768, 1536)},
     "xlarge": {"depths": (3, 3, 27, 3), "widths": (256, 512, 1024, 2048)},
 }
+
+# Parameters that no classifier's file has, by the beginning of their path: without them they start as ones and zeros.
+OPTIONAL = ("level_norms",)
 
 # The input normalisation of the published weights: red, green, blue of an image in [0,1].
 MEAN = (0.485, 0.456, 0.406)
@@ -93,24 +95,11 @@ _kernel_init = nnx.initializers.normal(0.02)
 _GROUP = 3  # consecutive blocks that share a learning rate under layer-wise decay, as in the authors' recipe
 
 
-class DepthwiseConv(nnx.Module):
-    """One odd-sized filter per channel, size-keeping: f[B,H,W,C] -> f[B,H,W,C]."""
-
-    def __init__(self, channels: int, size: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_kernel_init(rngs.params(), (size, size, 1, channels), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
-
-
 class Block(nnx.Module):
     """Residual block, f[B,H,W,C] -> f[B,H,W,C]: depthwise 7x7, LayerNorm, 4 times wider and back, LayerScale."""
 
     def __init__(self, channels: int, *, layer_scale: float, drop_path: float, dtype: Any, rngs: nnx.Rngs):
-        self.depthwise = DepthwiseConv(channels, 7, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(channels, 7, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.norm = _layer_norm(channels, dtype, rngs)
         self.expand = Linear(channels, 4 * channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.project = Linear(4 * channels, channels, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
@@ -173,9 +162,11 @@ class Backbone(nnx.Module):
     """ConvNeXt without its head: f32[B,H,W,in_channels] -> {stride: f[B,H//stride,W//stride,C]}.
 
     `channels` is {stride: C}: strides 4, 8, 16, 32, or `stem_stride` times 1, 2, 4, 8 (1 or 2 for small images).
-    `depths` and `widths` override the variant's. `drop_path` is the stochastic depth rate of the last block; it rises
-    linearly from 0 at the first. `remat` stores one array per block for the backward pass and recomputes the rest.
-    Parameters are f32; the computation and the pyramid are in `dtype`, LayerNorm's statistics in f32.
+    The levels are the sums that their stages end with; with `level_norms` each has a LayerNorm of its own, as published
+    detectors and segmenters have it. `depths` and `widths` override the variant's. `drop_path` is the stochastic depth
+    rate of the last block; it rises linearly from 0 at the first. `remat` stores one array per block for the backward
+    pass and recomputes the rest. Parameters are f32; the computation and the pyramid are in `dtype`, LayerNorm's
+    statistics in f32.
     Raises InputError for an unknown variant or stem_stride.
     """
 
@@ -188,6 +179,7 @@ class Backbone(nnx.Module):
         widths: tuple[int, ...] | None = None,
         stem_stride: int = 4,
         layer_scale: float = 1e-6,
+        level_norms: bool = False,
         drop_path: float = 0.0,
         remat: bool = False,
         dtype: Any = jnp.float32,
@@ -215,6 +207,7 @@ class Backbone(nnx.Module):
                 for _ in range(depth)
             ]
             self.stages.append(Stage(downsample, blocks))
+        self.level_norms = nnx.List(_layer_norm(width, dtype, rngs) for width in (widths if level_norms else ()))
 
     @property
     def channels(self) -> dict[int, int]:  # a property: a dict as an attribute makes the module's definition unhashable
@@ -229,16 +222,19 @@ class Backbone(nnx.Module):
             for block in stage.blocks:
                 x = run_block(block, x, train, rngs, remat=self.remat)
             pyramid[stride] = x
-        return pyramid
+        return normalised(pyramid, self.level_norms) if self.level_norms else pyramid
 
     def layer_of(self, path: tuple[str | int, ...]) -> int:
         """Depth of the parameter at `path` for layer-wise learning-rate decay: 0 (stem) to num_layers - 1.
 
-        A head comes after them all, at num_layers. Three consecutive blocks are one layer and a downsampling belongs to
-        the layer after it: the authors' twelve layers, and for "tiny" their rule without the numbers it leaves unused.
+        A head comes after them all, at num_layers, and with it the norms of the levels, as in the authors' recipe.
+        Three consecutive blocks are one layer and a downsampling belongs to the layer after it: the authors' twelve
+        layers, and for "tiny" their rule without the numbers it leaves unused.
         """
         if path[0] == "stem":
             return 0
+        if path[0] == "level_norms":
+            return self.num_layers
         _, stage, kind, *rest = path
         first = 1 + sum(_groups(depth) for depth in self.depths[:stage])
         return first + (rest[0] // _GROUP if kind == "blocks" else 0)
@@ -254,16 +250,17 @@ def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 # Published module -> ours, by full match of the name without its last word: see pretrained.rename.
 _NAMES = (
-    # facebookresearch/ConvNeXt
+    # facebookresearch/ConvNeXt; mmsegmentation, which abbreviates no layer's name
     (r"downsample_layers\.0\.0", r"backbone/stem/conv"),
     (r"downsample_layers\.0\.1", r"backbone/stem/norm"),
     (r"downsample_layers\.([1-3])\.0", r"backbone/stages/\1/downsample/norm"),
     (r"downsample_layers\.([1-3])\.1", r"backbone/stages/\1/downsample/conv"),
-    (r"stages\.(\d+)\.(\d+)\.dwconv", r"backbone/stages/\1/blocks/\2/depthwise"),
+    (r"stages\.(\d+)\.(\d+)\.(?:dwconv|depthwise_conv)", r"backbone/stages/\1/blocks/\2/depthwise"),
     (r"stages\.(\d+)\.(\d+)\.norm", r"backbone/stages/\1/blocks/\2/norm"),
-    (r"stages\.(\d+)\.(\d+)\.pwconv1", r"backbone/stages/\1/blocks/\2/expand"),
-    (r"stages\.(\d+)\.(\d+)\.pwconv2", r"backbone/stages/\1/blocks/\2/project"),
+    (r"stages\.(\d+)\.(\d+)\.(?:pwconv1|pointwise_conv1)", r"backbone/stages/\1/blocks/\2/expand"),
+    (r"stages\.(\d+)\.(\d+)\.(?:pwconv2|pointwise_conv2)", r"backbone/stages/\1/blocks/\2/project"),
     (r"stages\.(\d+)\.(\d+)\.gamma", r"backbone/stages/\1/blocks/\2/layer_scale"),
+    (r"norm(\d)", r"backbone/level_norms/\1"),
     (r"norm", r"head/norm"),
     (r"head", r"head/linear"),
     # timm
@@ -296,14 +293,32 @@ _NAMES = (
     ),
     (r"classifier\.0", r"head/norm"),
     (r"classifier\.2", r"head/linear"),
+    # transformers, where a classifier's file names the backbone first
+    (r"(?:convnext\.)?embeddings\.patch_embeddings", r"backbone/stem/conv"),
+    (r"(?:convnext\.)?embeddings\.layernorm", r"backbone/stem/norm"),
+    *(
+        (rf"(?:convnext\.)?encoder\.stages\.(\d+)\.{published}", rf"backbone/stages/\1/{ours}")
+        for published, ours in (
+            (r"downsampling_layer\.0", r"downsample/norm"),
+            (r"downsampling_layer\.1", r"downsample/conv"),
+            (r"layers\.(\d+)\.dwconv", r"blocks/\2/depthwise"),
+            (r"layers\.(\d+)\.layernorm", r"blocks/\2/norm"),
+            (r"layers\.(\d+)\.pwconv1", r"blocks/\2/expand"),
+            (r"layers\.(\d+)\.pwconv2", r"blocks/\2/project"),
+            (r"layers\.(\d+)\.layer_scale_parameter", r"blocks/\2/layer_scale"),
+        )
+    ),
+    *((rf"hidden_states_norms\.stage{level + 1}", rf"backbone/level_norms/{level}") for level in range(4)),
+    (r"(?:convnext\.)?layernorm", r"head/norm"),
+    (r"classifier", r"head/linear"),
 )
 
 
 def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path, np.ndarray]]:
     """Published tensors by name -> {"backbone": {path: array}, "head": {path: array}} in this file's layout.
 
-    Takes the names of the authors, of torchvision and of timm; the head is `heads/pooled.py` with normalize=True.
-    Raises InputError with the names it does not know.
+    Takes the names of the authors, of torchvision, timm, transformers and mmsegmentation; the head is
+    `heads/pooled.py` with normalize=True. Raises InputError with the names it does not know.
     """
     parts = pretrained.rename(weights, _NAMES)
     parts["backbone"] = {path: _layout(path, array) for path, array in parts["backbone"].items()}

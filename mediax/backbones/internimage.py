@@ -15,9 +15,8 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, Linear, drop_path, gelu, run_block
+from mediax.layers import BatchNorm, Conv, DepthwiseConv, Linear, Perceptron, drop_path, gelu, run_block
 from mediax.operators.dcnv3 import dcnv3
-from mediax.operators.depthwise import depthwise_conv
 
 # `norm`: "pre" normalises the input of each of a block's two branches, "post" its output, "both" does both.
 _SMALL = {"norm": "post", "layer_scale": 1e-5}
@@ -69,20 +68,6 @@ _linear_init = nnx.initializers.normal(0.02)
 _POINTS = 9  # a 3x3 grid
 
 
-class DepthwiseConv(nnx.Module):
-    """One odd-sized filter per channel, size-keeping: f[B,H,W,C] -> f[B,H,W,C]."""
-
-    def __init__(self, channels: int, size: int, *, dtype: Any, rngs: nnx.Rngs):
-        init = nnx.initializers.uniform(2 / size)
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, 1, channels), jnp.float32) - 1 / size)
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.dtype = dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)
-
-
 class DeformableConv(nnx.Module):
     """DCNv3 with its projections: f[B,H,W,C] -> f[B,H,W,C].
 
@@ -101,7 +86,7 @@ class DeformableConv(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.depthwise = DepthwiseConv(channels, depthwise_size, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(channels, depthwise_size, kernel_init=_kernel_init, dtype=dtype, rngs=rngs)
         self.norm = _layer_norm(channels, dtype, rngs)
         xavier = {"kernel_init": nnx.initializers.xavier_uniform(), "dtype": dtype, "rngs": rngs}
         zeros = {"kernel_init": nnx.initializers.zeros, "dtype": dtype, "rngs": rngs}
@@ -124,18 +109,6 @@ class DeformableConv(nnx.Module):
             share = jnp.repeat(jax.nn.sigmoid(self.center(query)), x.shape[-1] // self.groups, axis=-1)
             y = y * (1 - share) + values * share
         return self.project_out(y)
-
-
-class MLP(nnx.Module):
-    """Two linear layers, 4 times wider in between, and GELU: f[...,C] -> f[...,C]."""
-
-    def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        settings = {"kernel_init": _linear_init, "dtype": dtype, "rngs": rngs}
-        self.expand = Linear(channels, 4 * channels, **settings)
-        self.project = Linear(4 * channels, channels, **settings)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(gelu(self.expand(x)))
 
 
 class Branch(nnx.Module):
@@ -169,7 +142,7 @@ class Branch(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A branch with a deformable convolution, then one with an MLP: f[B,H,W,C] -> f[B,H,W,C]."""
+    """A branch with a deformable convolution, then one with a perceptron: f[B,H,W,C] -> f[B,H,W,C]."""
 
     def __init__(self, spatial: Branch, channelwise: Branch):
         self.spatial, self.channelwise = spatial, channelwise
@@ -287,7 +260,7 @@ class Backbone(nnx.Module):
                 blocks.append(
                     Block(
                         Branch(convolution, channels, **branch),
-                        Branch(MLP(channels, **compute), channels, **branch),
+                        Branch(Perceptron(channels, kernel_init=_linear_init, **compute), channels, **branch),
                     )
                 )
             last = stage == len(self.depths) - 1

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, Linear, drop_path, gelu, run_block
+from mediax.layers import Conv, Linear, Perceptron, drop_path, normalised, run_block
 from mediax.operators.window_attention import ContinuousBias, RelativeBias, attention, in_windows
 
 _SIZES = {
@@ -47,7 +47,10 @@ for _size in ("base", "large"):  # trained at 192 pixels in windows of 12, then 
     VARIANTS[f"v2_{_size}_window12to24"] = _variant(_size, 24, 24, 24, 12, **_before)  # 384
 
 # Whose names of published weights `translate` takes.
-READS = ("the authors", "torchvision", "timm")
+READS = ("the authors", "torchvision", "timm", "transformers", "mmsegmentation")
+
+# Parameters that no classifier's file has, by the beginning of their path: without them they start as ones and zeros.
+OPTIONAL = ("level_norms",)
 
 # The input normalisation of the published weights: red, green, blue of an image in [0,1].
 MEAN = (0.485, 0.456, 0.406)
@@ -170,17 +173,6 @@ class WindowAttention(nnx.Module):
         return self.project(attention(query, key, value, bias=bias, mask=mask, logit_scale=scale))
 
 
-class FeedForward(nnx.Module):
-    """Four times wider, GELU, and back, for each pixel: f[B,H,W,C] -> f[B,H,W,C]."""
-
-    def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.expand = _linear(channels, 4 * channels, dtype, rngs)
-        self.project = _linear(4 * channels, channels, dtype, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.project(gelu(self.expand(x)))
-
-
 class Residual(nnx.Module):
     """LayerNorm and `layer` beside the identity, f[B,H,W,C] -> f[B,H,W,C]; with `post_norm` LayerNorm comes last."""
 
@@ -216,7 +208,7 @@ class Block(nnx.Module):
         residual = layers | {"post_norm": post_norm, "drop_path": drop_path}
         window_attention = WindowAttention(channels, heads, cosine=post_norm, **windows, **layers)
         self.attention = Residual(window_attention, channels, **residual)
-        self.feed_forward = Residual(FeedForward(channels, **layers), channels, **residual)
+        self.feed_forward = Residual(Perceptron(channels, kernel_init=_kernel_init, **layers), channels, **residual)
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         return self.feed_forward(self.attention(x, train, rngs), train, rngs)
@@ -266,12 +258,14 @@ class Backbone(nnx.Module):
     """Swin without its head: f32[B,H,W,in_channels] -> {stride: f[B,h,w,C]}, strides 4, 8, 16, 32.
 
     h is floor(H/4) at stride 4, then half of it, rounded up. The last level has the published last LayerNorm, the
-    others are the sums that their stages end with. Zeros fill the windows at the right and bottom border and take part
-    in the attention, as in torchvision. `width`, `depths`, `heads`, `windows`, `pretrained_windows` (the windows that
-    the weights of a Swin V2 were trained with) and `post_norm` (Swin V2) override the variant's: one entry a stage.
-    `drop_path` is the stochastic depth rate of the last block; it rises linearly from 0 at the first. `remat` stores
-    one array per block for the backward pass and recomputes the rest. Parameters are f32; the computation and the
-    pyramid are in `dtype`, softmax and LayerNorm's statistics in f32.
+    others are the sums that their stages end with; with `level_norms` each level has a LayerNorm of its own instead, as
+    published detectors and segmenters have it. Zeros fill the windows at the right and bottom border and take part in
+    the attention, as in torchvision; where one window covers the features it is not shifted. `width`, `depths`,
+    `heads`, `windows`, `pretrained_windows` (the windows that the weights of a Swin V2 were trained with) and
+    `post_norm` (Swin V2) override the variant's: one entry a stage. `drop_path` is the stochastic depth rate of the
+    last block; it rises linearly from 0 at the first. `remat` stores one array per block for the backward pass and
+    recomputes the rest. Parameters are f32; the computation and the pyramid are in `dtype`, softmax and LayerNorm's
+    statistics in f32.
     Raises InputError for an unknown variant, settings that do not fit each other, or a too small image.
     """
 
@@ -286,6 +280,7 @@ class Backbone(nnx.Module):
         windows: tuple[int, ...] | None = None,
         pretrained_windows: tuple[int, ...] | None = None,
         post_norm: bool | None = None,
+        level_norms: bool = False,
         drop_path: float = 0.0,
         remat: bool = False,
         dtype: Any = jnp.float32,
@@ -322,7 +317,9 @@ class Backbone(nnx.Module):
                 for shift in shifts
             ]
             self.stages.append(Stage(merge, blocks))
-        self.norm = _layer_norm(channels, dtype, rngs)
+        normed = self.channels.values() if level_norms else ()
+        self.level_norms = nnx.List(_layer_norm(channels, dtype, rngs) for channels in normed)
+        self.norm = nnx.data(None) if level_norms else _layer_norm(channels, dtype, rngs)
 
     @property
     def channels(self) -> dict[int, int]:  # a property: a dict as an attribute makes the module's definition unhashable
@@ -339,17 +336,20 @@ class Backbone(nnx.Module):
             for block in stage.blocks:
                 x = run_block(block, x, train, rngs, remat=self.remat)
             pyramid[stride] = x
-        pyramid[stride] = self.norm(x)
-        return pyramid
+        if self.level_norms:
+            return normalised(pyramid, self.level_norms)
+        return pyramid | {stride: self.norm(x)}
 
     def layer_of(self, path: tuple[str | int, ...]) -> int:
         """Depth of the parameter at `path` for layer-wise learning-rate decay: 0 (stem) to num_layers - 1.
 
-        A head comes after them all, at num_layers. Every block is one layer; a merging belongs to the block after it
-        and the last LayerNorm to the block before it.
+        A head comes after them all, at num_layers, and with it the norms of the levels, which are learnt anew as it is.
+        Every block is one layer; a merging belongs to the block after it and the last LayerNorm to the block before it.
         """
         if path[0] == "stem":
             return 0
+        if path[0] == "level_norms":
+            return self.num_layers
         if path[0] == "norm":
             return self.num_layers - 1
         _, stage, kind, *rest = path
@@ -364,35 +364,49 @@ def _layer_norm(channels: int, dtype: Any, rngs: nnx.Rngs, **options: Any) -> nn
     return nnx.LayerNorm(channels, epsilon=1e-5, dtype=dtype, rngs=rngs, **options)
 
 
-# Published part of a block -> ours: the authors' and timm's names, and torchvision's of the feed-forward layer.
+# Published part of a block -> ours: the authors' and timm's names, and torchvision's of the feed-forward layer; then
+# those of transformers, before and since its version 5; mmsegmentation's have "w_msa" and "ffn".
 _BLOCK = (
-    (r"norm1", "attention/norm"),
-    (r"attn\.qkv", "attention/layer/qkv"),
+    (r"(?:norm1|layernorm_before)", "attention/norm"),
+    (r"(?:attn(?:\.w_msa)?|attention)\.qkv", "attention/layer/qkv"),
     (r"attn\.q_bias", "attention/layer/query_bias"),
     (r"attn\.v_bias", "attention/layer/value_bias"),
-    (r"attn\.proj", "attention/layer/project"),
+    (r"(?:attn(?:\.w_msa)?\.proj|attention\.(?:output\.dense|o_proj))", "attention/layer/project"),
     (r"attn\.logit_scale", "attention/layer/logit_scale"),
-    (r"attn\.relative_position_bias_table", "attention/layer/position_bias/table"),
+    (
+        r"(?:attn(?:\.w_msa)?|attention\.(?:self|relative_position_bias))\.relative_position_bias_table",
+        "attention/layer/position_bias/table",
+    ),
     (r"attn\.cpb_mlp\.0", "attention/layer/position_bias/hidden"),
     (r"attn\.cpb_mlp\.2", "attention/layer/position_bias/out"),
-    (r"norm2", "feed_forward/norm"),
-    (r"mlp\.(?:fc1|0)", "feed_forward/layer/expand"),
-    (r"mlp\.(?:fc2|3)", "feed_forward/layer/project"),
+    (r"(?:norm2|layernorm_after)", "feed_forward/norm"),
+    (r"(?:mlp\.(?:fc1|0)|intermediate\.dense|ffn\.layers\.0\.0)", "feed_forward/layer/expand"),
+    (r"(?:mlp\.(?:fc2|3)|output\.dense|ffn\.layers\.1)", "feed_forward/layer/project"),
 )
+# What transformers keeps apart, before and since its version 5: see pretrained.join.
+_JOINED = (
+    (("attention.self.query", "attention.self.key", "attention.self.value"), "attention.qkv"),
+    (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.qkv"),
+)
+# The stages of the authors and timm; of transformers, where most files name the network first; of mmsegmentation.
+_STAGE = r"(?:(?:(?:swin\.)?encoder\.)?layers|stages)"
 # Published module -> ours, by full match of the name without its last word: see pretrained.rename.
 _NAMES = (
-    # microsoft/Swin-Transformer, where a stage ends with the merging that leads to the next one; timm
-    (r"patch_embed\.proj", r"backbone/stem/conv"),
-    (r"patch_embed\.norm", r"backbone/stem/norm"),
+    # microsoft/Swin-Transformer, where a stage ends with the merging that leads to the next one; all but torchvision
+    (r"(?:patch_embed\.proj(?:ection)?|(?:swin\.)?embeddings\.patch_embeddings\.projection)", r"backbone/stem/conv"),
+    (r"(?:patch_embed|(?:swin\.)?embeddings)\.norm", r"backbone/stem/norm"),
     *(
-        (rf"layers\.(\d+)\.blocks\.(\d+)\.{published}", rf"backbone/stages/\1/blocks/\2/{ours}")
+        (rf"{_STAGE}\.(\d+)\.blocks\.(\d+)\.{published}", rf"backbone/stages/\1/blocks/\2/{ours}")
         for published, ours in _BLOCK
     ),
     *(
-        (rf"layers\.{stage}\.downsample\.{published}", rf"backbone/stages/{stage + 1}/merge/{ours}")
+        (rf"{_STAGE}\.{stage}\.downsample\.{published}", rf"backbone/stages/{stage + 1}/merge/{ours}")
         for stage in range(3)
         for published, ours in (("norm", "norm"), ("reduction", "reduce"))
     ),
+    # detectors and segmenters: the authors, IDEA-Research/DINO, mmsegmentation; transformers
+    (r"norm(\d)", r"backbone/level_norms/\1"),
+    *((rf"hidden_states_norms\.stage{level + 1}", rf"backbone/level_norms/{level}") for level in range(4)),
     # torchvision: features.1, 3, 5, 7 are the stages, features.2, 4, 6 the mergings that lead to them
     (r"features\.0\.0", r"backbone/stem/conv"),
     (r"features\.0\.2", r"backbone/stem/norm"),
@@ -405,21 +419,23 @@ _NAMES = (
             *((1, rf"(\d+)\.{published}", rf"blocks/\1/{ours}") for published, ours in _BLOCK),
         )
     ),
-    (r"norm", r"backbone/norm"),
-    (r"head(?:\.fc)?", r"head/linear"),
+    (r"(?:norm|(?:swin\.)?layernorm)", r"backbone/norm"),
+    (r"(?:head(?:\.fc)?|classifier)", r"head/linear"),
 )
 _COMPUTED = re.compile(r".*\.(?:relative_position_index|relative_coords_table|attn_mask|k_bias)")  # tables, not learnt
+_MMSEGMENTATION_MERGE = re.compile(r"stages\.\d\.downsample\.(?:norm|reduction)\.\w+")
 _TIMM_MERGE = re.compile(r"layers\.(\d+)\.downsample\.(.*)")
 
 
 def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path, np.ndarray]]:
     """Published tensors by name -> {"backbone": {path: array}, "head": {path: array}} in this file's layout.
 
-    Takes the names of the authors, of torchvision and of timm; the head is `heads/pooled.py` without normalize.
-    Raises InputError with the names it does not know.
+    Takes the names of the authors, of torchvision, of timm, and for the first version those of transformers and of
+    mmsegmentation; the head is `heads/pooled.py` without normalize. Raises InputError with the names it does not know.
     """
     weights = {name: array for name, array in weights.items() if not _COMPUTED.fullmatch(name)}
-    parts = pretrained.rename(_split_qkv_bias(_authors_stages(weights)), _NAMES)
+    weights = pretrained.join(_authors_merging(_authors_stages(weights)), _JOINED)
+    parts = pretrained.rename(_split_qkv_bias(weights), _NAMES)
     parts["backbone"] = {path: _layout(path, array) for path, array in parts["backbone"].items()}
     return parts
 
@@ -433,6 +449,20 @@ def _authors_stages(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         _TIMM_MERGE.sub(lambda match: f"layers.{int(match[1]) - 1}.downsample.{match[2]}", name): array
         for name, array in weights.items()
     }
+
+
+def _authors_merging(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Orders what a merging joins as the authors do; mmsegmentation has the four pixels of a channel side by side."""
+    return {
+        name: _pixels_first(array) if _MMSEGMENTATION_MERGE.fullmatch(name) else array
+        for name, array in weights.items()
+    }
+
+
+def _pixels_first(array: np.ndarray) -> np.ndarray:
+    """Moves the pixels before the channels, [...,C*4] -> [...,4*C], and down the columns instead of along the rows."""
+    squares = array.reshape(*array.shape[:-1], -1, 2, 2)  # channel, row, column
+    return squares.swapaxes(-1, -3).reshape(array.shape)
 
 
 def _split_qkv_bias(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -34,6 +34,9 @@ VARIANTS |= {f"{name}_registers": size | _REGISTERS for name, size in _SIZES.ite
 # Whose names of published weights `translate` takes.
 READS = ("the authors", "timm", "transformers")
 
+# Parameters that no published file has, by the beginning of their path: without them they keep their initial values.
+OPTIONAL = ("levels",)
+
 # The input normalisation of the published weights: red, green, blue of an image in [0,1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -440,7 +443,7 @@ _NAMES = (
     ),
 )
 _MASK_TOKEN = re.compile(r"(.*\.)?mask_token")  # stands for hidden patches in the self-supervised training alone
-# What transformers keeps apart (before and since its version 5) and this file joins, by the end of the module's name.
+# What transformers keeps apart, before and since its version 5: see pretrained.join.
 _JOINED = (
     (("attention.attention.query", "attention.attention.key", "attention.attention.value"), "attention.qkv"),
     (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.qkv"),
@@ -456,20 +459,9 @@ def translate(weights: dict[str, np.ndarray]) -> dict[str, dict[pretrained.Path,
     Raises InputError with the names it does not know.
     """
     weights = {name: array for name, array in weights.items() if not _MASK_TOKEN.fullmatch(name)}
-    parts = pretrained.rename(_join(weights), _NAMES)
+    parts = pretrained.rename(pretrained.join(weights, _JOINED), _NAMES)
     parts["backbone"] = {path: _layout(path, array) for path, array in parts["backbone"].items()}
     return parts
-
-
-def _join(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    weights = dict(weights)
-    for apart, joined in _JOINED:
-        first = re.compile(rf"(.*\.){re.escape(apart[0])}(\.\w+)")
-        for prefix, word in [match.groups() for match in map(first.fullmatch, weights) if match]:
-            names = [prefix + name + word for name in apart]
-            if all(name in weights for name in names):
-                weights[prefix + joined + word] = np.concatenate([weights.pop(name) for name in names])
-    return weights
 
 
 def _layout(path: pretrained.Path, array: np.ndarray) -> np.ndarray:

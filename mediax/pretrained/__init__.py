@@ -180,6 +180,21 @@ def rename(weights: dict[str, np.ndarray], table: Iterable[tuple[str, str]]) -> 
     return parts
 
 
+def join(weights: dict[str, np.ndarray], table: Iterable[tuple[tuple[str, ...], str]]) -> dict[str, np.ndarray]:
+    """Concatenates tensors that a library keeps apart along their first axis, for `rename`.
+
+    `table` pairs the ends of the modules' names, in order, with the end of the joined one's.
+    """
+    weights = dict(weights)
+    for apart, joined in table:
+        first = re.compile(rf"(.*\.){re.escape(apart[0])}(\.\w+)")
+        for prefix, word in [match.groups() for match in map(first.fullmatch, weights) if match]:
+            names = [prefix + name + word for name in apart]
+            if all(name in weights for name in names):
+                weights[prefix + joined + word] = np.concatenate([weights.pop(name) for name in names])
+    return weights
+
+
 _WORDS = {"weight": "kernel", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
@@ -251,14 +266,20 @@ class Report:
 
 
 def warm_start(
-    variables: dict[str, Tree], weights: dict[Path, np.ndarray], *, part: str, complete: bool = True
+    variables: dict[str, Tree],
+    weights: dict[Path, np.ndarray],
+    *,
+    part: str,
+    complete: bool = True,
+    optional: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tree], Report]:
     """Sets the arrays of one part from translated weights; returns new variables and a report.
 
     `variables` is {collection: nested dict of arrays}, for instance {"params": ..., "batch_stats": ...}; a path of
     `weights` names an array in any one of them. Dtypes are kept. A tensor that is missing or has another shape raises
     InputError with its name if `complete` (a backbone), and stays at its initial value otherwise (a head with another
-    number of classes). Tensors of `weights` that the part does not have are reported, not an error.
+    number of classes). Those whose path begins with a name in `optional` may be missing all the same. Tensors of
+    `weights` that the part does not have are reported, not an error.
     """
     places = {path: (name, path) for name, tree in variables.items() for path in _paths(tree)}
     fits, problems = {}, []
@@ -270,9 +291,10 @@ def warm_start(
             problems.append((path, f"{list(weights[path].shape)} in the file, {list(expected.shape)} in the network"))
         else:
             fits[path] = weights[path]
-    if problems and complete:
+    errors = [f"{_join(path)} ({why})" for path, why in problems if path[0] not in optional or why != "missing"]
+    if errors and complete:
         raise InputError(
-            f"The pretrained weights do not fit {part}: {_some([f'{_join(path)} ({why})' for path, why in problems])}. "
+            f"The pretrained weights do not fit {part}: {_some(errors)}. "
             "Check the backbone's variant, its overrides and the number of input channels."
         )
     left_over = [path for path in weights if path not in fits]

@@ -131,6 +131,34 @@ def assert_equals_reference(
         assert_summary(family, {"backbone": flat(running), "head": {}}, expected, "running", shapes, tolerance)
 
 
+def assert_pyramid_equals_reference(family, golden: str, *, tolerance: float = 1e-6, **settings) -> None:
+    """Every level and the gradient of every parameter agree with references/pyramids.py, both in float64.
+
+    Relative to the largest entry: within `tolerance`, and ten times as much for gradients.
+    """
+    expected = load(golden)
+    shapes = json.loads(str(expected["shapes"]))
+    with jax.enable_x64(True):
+        backbone = nnx.eval_shape(lambda: family.Backbone(**settings, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+        set_weights(backbone, family.translate(seeded.tensors(shapes))["backbone"], "backbone")
+        definition, params = nnx.split(backbone, nnx.Param)
+        image = seeded.normal("image", (2, *expected["image_size"], 3))
+
+        def loss(params):
+            levels = list(nnx.merge(definition, params)(image, train=True, rngs=None).values())
+            probes = [seeded.normal(f"probe {index}", level.shape) for index, level in enumerate(levels)]
+            return sum(jnp.sum(level * probe) for level, probe in zip(levels, probes)), levels
+
+        slopes, levels = jax.jit(jax.grad(loss, has_aux=True))(params)
+    for index, level in enumerate(levels):
+        assert level.shape == tuple(expected[f"level/{index}/shape"])
+        sample = np.asarray(level).reshape(-1)[::7]
+        assert_close(sample, expected[f"level/{index}/every_7th"], tolerance, f"{golden} level {index}")
+    assert f"level/{len(levels)}/shape" not in expected
+    ours = {"backbone": flat(nnx.to_pure_dict(slopes)), "head": {}}
+    assert_summary(family, ours, expected, "gradient", shapes, 10 * tolerance)
+
+
 def assert_remat_changes_nothing(
     build, image: np.ndarray, *, level: int = 4, power: int = 2, rtol: float = 1e-4, atol: float = 1e-5
 ) -> None:

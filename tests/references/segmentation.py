@@ -2,9 +2,9 @@
 
     python tests/references/segmentation.py --unet CHECKOUT
 
-Needs torch, torchvision, segmentation-models-pytorch and transformers (written with 2.13.0, 0.29.2, 0.6.0 and 5.23.0),
-which mediax itself does not use. CHECKOUT is a checkout of https://github.com/jvanvugt/pytorch-unet (written with
-commit 7e57722).
+Needs torch, torchvision, segmentation-models-pytorch and transformers (written with 2.13.0, 0.29.2, 0.6.0 and 5.23.0;
+upernet_swin with torch 2.14.1 and transformers 5.24.0), which mediax itself does not use. CHECKOUT is a checkout of
+https://github.com/jvanvugt/pytorch-unet (written with commit 7e57722).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import seeded
 import torch
 from backbones import fill, save, shapes_of, summary  # declares torchvision's operators before torchvision is imported
 from segmentation_models_pytorch import Unet, UnetPlusPlus
-from transformers.models.upernet.configuration_upernet import UperNetConfig
+from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
 PYRAMID = {4: 6, 8: 10, 16: 12, 32: 20}  # stride -> channels of what the head alone is given
@@ -38,9 +38,22 @@ def run(
         array = logits.detach().permute(0, 2, 3, 1).numpy()
         golden[f"{mode}/shape"] = array.shape
         golden[f"{mode}/every_7th"] = array.reshape(-1)[::7].astype(np.float32)
-        gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+        gradients = joined({name: parameter.grad.numpy() for name, parameter in model.named_parameters()})
+        golden["joined"] = json.dumps({name: array.shape for name, array in gradients.items() if "qkv" in name})
         golden |= summary(f"{mode}/gradient", gradients, keep)
     return golden
+
+
+def joined(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What transformers keeps apart and mediax joins, under the name that its name map joins it to."""
+    result = {}
+    for name, array in tensors.items():
+        stem, query, word = name.rpartition("q_proj")
+        if query:
+            result[f"{stem}qkv{word}"] = np.concatenate([tensors[f"{stem}{one}_proj{word}"] for one in "qkv"])
+        elif "k_proj" not in name and "v_proj" not in name:
+            result[name] = array
+    return result
 
 
 def image(size: tuple[int, int], channels: int = 3) -> torch.Tensor:
@@ -103,12 +116,26 @@ def upernet() -> None:
         save(name, run(model, forward, [level.permute(0, 3, 1, 2).double() for level in levels], keep, modes))
 
 
+def upernet_swin() -> None:
+    """A whole network, at a size at which no window covers a level or divides it."""
+    stages = [f"stage{index}" for index in range(1, 5)]
+    backbone = SwinConfig(
+        embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 4, 8], window_size=3, drop_path_rate=0.0, out_features=stages
+    )
+    settings = {"backbone_config": backbone, "hidden_size": 16, "num_labels": 3, "use_auxiliary_head": False}
+    model = UperNetForSemanticSegmentation(UperNetConfig(**settings))
+    model.backbone.swin.layernorm = torch.nn.Identity()  # its result is not used, so that it has no gradient
+    keep = ("backbone.hidden_states_norms.stage1.weight", "backbone.hidden_states_norms.stage4.bias")
+    save("upernet_swin", run(model, lambda x: model(x).logits, [image((128, 160))], keep))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unet", metavar="CHECKOUT", required=True)
     arguments = parser.parse_args()
     Path(__file__).parent.joinpath("goldens").mkdir(exist_ok=True)
     upernet()
+    upernet_swin()
     paper(arguments.unet)
     segmentation_models()
 

@@ -2,13 +2,14 @@
 
     python tests/references/swin.py --authors CHECKOUT
 
-Needs torch, torchvision and timm (written with 2.13.0, 0.29.2 and 1.0.31), which mediax itself does not use. CHECKOUT
+Needs torch, torchvision and timm (written with 2.14.1, 0.29.1 and 1.0.31), which mediax itself does not use. CHECKOUT
 is a checkout of https://github.com/microsoft/Swin-Transformer (written with commit f82860b).
 """
 
 import argparse
 import functools
 import json
+import math
 import sys
 from unittest import mock
 
@@ -38,41 +39,34 @@ KEEP = ("norm.weight", "patch_embed.norm.bias", "features.0.2.bias", "layers.0.d
 KEEP += ("layers.1.blocks.0.attn.logit_scale", "layers.0.blocks.1.attn.relative_position_bias_table")
 
 
-class Last(nn.Module):
-    """Shows the normalised last level to a hook: [B,H,W,C] -> [B,C,H,W]."""
+class Level(nn.Module):
+    """Shows a level to a hook: [B,H,W,C], or [B,N,C] of a square -> [B,C,H,W]."""
 
     def forward(self, x):
-        return x.permute(0, 3, 1, 2)
+        side = math.isqrt(x.shape[1])
+        return (x if x.ndim == 4 else x.unflatten(1, (side, side))).permute(0, 3, 1, 2)
 
 
-def run(model: nn.Module, level: nn.Module, size: tuple[int, int]) -> dict:
-    """The golden of a network, whose tables and masks are no weights: they keep their computed values."""
+def level_after(module: nn.Module) -> Level:
+    """The level that `module` gives, at each of its calls."""
+    level = Level()
+
+    def show(module, inputs, output):
+        level(output)
+
+    module.register_forward_hook(show)
+    return level
+
+
+def run(model: nn.Module, blocks: list[nn.Module], size: tuple[int, int]) -> dict:
+    """The golden of a network of two stages, `blocks`; the last level is normalised.
+
+    Its tables and masks are no weights: they keep their computed values.
+    """
     for module in model.modules():
         module._non_persistent_buffers_set.update(module._buffers)
-    return backbones.run(model, [level], size, KEEP) | backbones.summary("running", {}, ())
-
-
-def torchvision_network(**settings) -> nn.Module:
-    """torchvision's network, whose module `permute` already gives the last level as [B,C,H,W]."""
-    return SwinTransformer(patch_size=[4, 4], num_classes=10, **settings)
-
-
-def authors_network(base: type, size: int, **settings) -> nn.Module:
-    class Network(base):
-        def __init__(self):
-            super().__init__(img_size=size, num_classes=10, **settings)
-            self.level = Last()
-
-        def forward(self, image):
-            x = self.patch_embed(image)
-            for layer in self.layers:
-                x = layer(x)
-            x = self.norm(x)
-            side = int(x.shape[1] ** 0.5)
-            self.level(x.unflatten(1, (side, side)))
-            return self.head(x.mean(1))
-
-    return Network()
+    levels = [level_after(blocks[0][-1]), level_after(model.norm)]
+    return backbones.run(model, levels, size, KEEP) | backbones.summary("running", {}, ())
 
 
 def published_names(first: type, second: type) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -113,17 +107,19 @@ def main() -> None:
 
     small = {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 8}
     # 32 pixels: 8x8 features in windows of 4, then 4x4 in one window.
-    model = authors_network(First, 32, window_size=4, drop_path_rate=0.0, **small)
-    backbones.save("swin_v1", run(model, model.level, (32, 32)))
-    model = authors_network(Second, 32, window_size=4, drop_path_rate=0.0, pretrained_window_sizes=[3, 2], **small)
-    backbones.save("swin_v2", run(model, model.level, (32, 32)))
+    settings = {"img_size": 32, "num_classes": 10, "window_size": 4, "drop_path_rate": 0.0, **small}
+    for name, model in {
+        "swin_v1": First(**settings),
+        "swin_v2": Second(**settings, pretrained_window_sizes=[3, 2]),
+    }.items():
+        backbones.save(name, run(model, [layer.blocks for layer in model.layers], (32, 32)))
     # A size that no stride and no window divides: 11x14 features, then 6x7.
-    small["stochastic_depth_prob"] = 0.0
-    model = torchvision_network(window_size=[4, 4], **small)
-    backbones.save("swin_v1_odd", run(model, model.permute, (47, 59)))
-    version_2 = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
-    model = torchvision_network(window_size=[4, 4], **small, **version_2)
-    backbones.save("swin_v2_odd", run(model, model.permute, (47, 59)))
+    settings = {"patch_size": [4, 4], "num_classes": 10, "window_size": [4, 4], "stochastic_depth_prob": 0.0, **small}
+    for name, model in {
+        "swin_v1_odd": SwinTransformer(**settings),
+        "swin_v2_odd": SwinTransformer(**settings, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2),
+    }.items():
+        backbones.save(name, run(model, [model.features[1], model.features[3]], (47, 59)))
     backbones.save("swin_names", {"names": json.dumps(published_names(First, Second))})
 
 
