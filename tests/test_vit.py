@@ -173,6 +173,16 @@ def to_level(name, array):
     return array.transpose((0, 2, 3, 1) if array.shape[2] == 2 else (2, 3, 1, 0))
 
 
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (5, 7)])
+def test_an_odd_side_is_halved_upwards(size):
+    x = jnp.asarray(seeded.normal("tokens", (2, *size, 3)))
+    expected, back = jax.vjp(lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME"), x)
+    actual, own_back = jax.vjp(vit._halved, x)
+    np.testing.assert_array_equal(actual, expected)
+    slope = jnp.asarray(seeded.normal("slope", expected.shape))
+    np.testing.assert_array_equal(own_back(slope)[0], back(slope)[0])
+
+
 @pytest.mark.parametrize("size", [(518, 518), (224, 224), (64, 96), (75, 40)])
 @pytest.mark.parametrize(("patch", "strides"), [(14, (4, 8, 16, 32)), (16, (4, 8, 16, 32)), (8, (2, 4, 8, 16))])
 def test_the_pyramid_has_its_strides_at_any_size(size, patch, strides):
