@@ -52,6 +52,16 @@ def test_equals_transformers(variant):
     detectors.assert_gradients(deformable_detr, slopes, golden, 1e-4)
 
 
+# transformers' of "refined" shares what predicts the class among the layers, the authors' and ours do not.
+@pytest.mark.parametrize(("variant", "total"), [("plain", 40_069_665), ("two_stage", 41_181_529)])
+def test_parameters_are_those_of_transformers(variant, total):
+    assert detectors.learned(*detectors.on_resnet_50(deformable_detr, variant=variant)) == total
+
+
+def test_costs_what_the_authors_say():
+    detectors.assert_cost(*detectors.on_resnet_50(deformable_detr, variant="plain"), 173e9)  # table 1 of the paper
+
+
 def test_the_authors_names_are_known():
     weights = {
         "backbone.0.body.conv1.weight": np.zeros((64, 3, 7, 7)),

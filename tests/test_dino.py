@@ -130,6 +130,12 @@ def test_every_published_tensor_has_its_place():
     assert {path: leaf.shape for path, leaf in places.items()} == {path: a.shape for path, a in parts["head"].items()}
 
 
+def test_parameters_and_cost_are_the_published():
+    backbone, head = detectors.on_resnet_50(dino)
+    assert round(detectors.learned(backbone, head) / 1e6) == 47  # table 1 of the paper, 4 scales
+    detectors.assert_cost(backbone, head, 279e9)
+
+
 def test_the_authors_names_are_known():
     weights = {
         "backbone.0.body.conv1.weight": np.zeros((64, 3, 7, 7)),

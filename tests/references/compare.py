@@ -34,6 +34,11 @@ def variables_of(module: nnx.Module) -> dict[str, dict]:
     return {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in pure.items()}
 
 
+def parameters(*modules: nnx.Module) -> int:
+    """The number of parameters; running statistics are none."""
+    return sum(leaf.size for module in modules for leaf in jax.tree.leaves(variables_of(module)["params"]))
+
+
 def flat(tree: dict) -> dict[pretrained.Path, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
