@@ -13,6 +13,7 @@ from references import seeded
 
 from mediax import pretrained
 from mediax.heads.pooled import Head
+from mediax.layers import CPU_REMAT_OPTIONS
 
 MEASURED: list[dict] = []  # what was compared in this session: conftest.py writes it for docs/models.md
 GOLDENS = Path(__file__).parent / "goldens"
@@ -152,7 +153,8 @@ def assert_remat_changes_nothing(
             pyramid = backbone(image, train=True, rngs=nnx.Rngs(5))
             return jnp.sum(pyramid[level] ** power), (pyramid, variables_of(backbone)["batch_stats"])
 
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+        options = CPU_REMAT_OPTIONS if remat else {}
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)(params))
 
     for plain, again in zip(train_once(False), train_once(True), strict=True):
         np.testing.assert_allclose(plain, again, rtol=rtol, atol=atol)
