@@ -57,7 +57,7 @@ def test_losses_equal_the_authors(against_the_authors):
             for theirs, ours in TERMS.items():
                 expected = sum(float(golden.get(f"losses/{row}/{theirs}{ending}", 0)) for ending in endings)
                 found = float(outputs["losses"][prefix + ours][row])
-                assert found == pytest.approx(expected, rel=1e-5), (row, prefix + ours)
+                compare.assert_loss(found, expected, 1e-5, f"{prefix + ours} of image {row}")
                 assert found > 0 or row == 1
 
 

@@ -54,7 +54,7 @@ def test_losses_equal_torchvision(against_torchvision):
     for row in range(2):
         for theirs, ours in LOSSES.items():
             expected = float(golden[f"losses/{row}/{theirs}"])
-            assert float(outputs["losses"][ours][row]) == pytest.approx(expected, rel=1e-6), (row, ours)
+            compare.assert_loss(outputs["losses"][ours][row], expected, 1e-6, f"{ours} of image {row}")
     assert outputs["losses"]["mask"][0] > 0 and outputs["losses"]["mask"][1] == 0
 
 

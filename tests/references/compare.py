@@ -186,11 +186,20 @@ def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict
         strict=True,
     ):
         array = np.asarray(ours[part][path], np.float64)
-        _measure(prefix, abs(np.linalg.norm(array) - norm) / norm)
-        assert abs(np.linalg.norm(array) - norm) <= tolerance * norm, (prefix, name)
-        assert abs(np.sum(array * along[part][path]) - projection) <= 3 * tolerance * norm, (prefix, name)
+        assert_projected(array, along[part][path], norm, projection, tolerance, f"{prefix} {name}")
         if name in whole:
             assert_close(array, reference[part][path], tolerance, f"{prefix} {name}")
+
+
+def assert_projected(
+    array: np.ndarray, direction: np.ndarray, norm: float, projection: float, tolerance: float, what: str
+) -> None:
+    """An array has a norm, and along a direction a sum of products, for which three times the tolerance is allowed."""
+    error, along = abs(np.linalg.norm(array) - norm) / norm, abs(np.sum(array * direction) - projection) / norm
+    _measure(what, error)
+    _measure(what, along)
+    assert error <= tolerance, f"{what}: relative difference of the norm {error:.1e}"
+    assert along <= 3 * tolerance, f"{what}: relative difference along a direction {along:.1e}"
 
 
 def _places(family, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, pretrained.Path]]:
@@ -211,6 +220,14 @@ def assert_close(actual, expected, tolerance: float, what: str) -> None:
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     _measure(what, error)
     assert error <= tolerance, f"{what}: relative difference {error:.1e}"
+
+
+def assert_loss(actual, expected: float, tolerance: float, what: str) -> None:
+    """A loss agrees, relative to itself; where the reference has none, neither is there one here."""
+    if expected == 0:
+        assert abs(actual) < 1e-12, what
+    else:
+        assert_close(actual, expected, tolerance, f"loss {what}")
 
 
 def _measure(what: str, error: float) -> None:
