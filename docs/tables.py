@@ -28,7 +28,7 @@ KINDS = {
 }
 
 
-# Test file -> the script that ran the reference, and the reference.
+# Test file -> the script that ran the reference, and the reference; in float64 but for those of PRECISION.
 REFERENCES = {
     "autoencoder": ("autoencoder.py", "Keras"),
     "convnext": ("backbones.py", "facebookresearch/ConvNeXt, transformers"),
@@ -45,6 +45,8 @@ REFERENCES = {
     "upernet": ("segmentation.py", "transformers, its head alone and with its Swin"),
     "vit": ("vit.py", "facebookresearch/dinov2, timm, transformers, facebookresearch/detectron2"),
 }
+
+PRECISION = {"autoencoder": "float32", "internimage": "float64, sampling grid float32"}
 
 
 def dataset_table() -> str:
@@ -136,16 +138,19 @@ def model_page() -> str:
     lines = [
         "# Models and their references\n\nWritten by `python docs/tables.py` from `docs/parity.json`, which "
         "`python -m pytest -m '' tests/test_MODEL.py --parity=docs/parity.json` measures. Both networks have the same "
-        "seeded weights; the reference ran in float64. A figure is the largest difference in any comparison of the "
-        "tests, relative to the largest entry of the compared array; gradients are those of every parameter.\n",
-        "| model | reference | comparisons | outputs | outputs in training mode | gradients |",
-        "|---|---|---:|---:|---:|---:|",
+        "seeded weights. A figure is the largest difference in any comparison of the tests: of an array, relative to "
+        "its largest entry; of a loss, relative to itself; of a gradient that the reference keeps as its norm and its "
+        "product with a random direction, relative to the norm. Detectors' losses are outputs; gradients are those of "
+        "every parameter. Mediax ran in float32 or in float64, as its tests say.\n",
+        "| model | reference | its precision | comparisons | outputs | outputs in training mode | gradients |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
     for model, (script, reference) in REFERENCES.items():
         row = found[model]
         figures = ["" if row[kind] is None else f"{row[kind]:.1e}" for kind in ("inference", "training", "gradient")]
         source = f"[{reference}](../tests/references/{script})"
-        lines.append(f"| `{model}` | {source} | {row['comparisons']} | {' | '.join(figures)} |")
+        precision = PRECISION.get(model, "float64")
+        lines.append(f"| `{model}` | {source} | {precision} | {row['comparisons']} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 

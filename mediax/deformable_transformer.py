@@ -25,6 +25,8 @@ from mediax.operators.deformable_attention import deformable_attention
 from mediax.operators.matching import match
 from mediax.operators.padding import extent
 
+Sizes = tuple[tuple[int, int], ...]  # (height, width) of each level
+
 COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}  # of the matching
 
 _xavier = nnx.initializers.xavier_uniform()
@@ -72,7 +74,7 @@ class Levels(nnx.Module):
         self.norms = nnx.List(nnx.GroupNorm(width, num_groups=32, epsilon=1e-5, **options) for _ in range(levels))
         self.level = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (levels, width), jnp.float32))
 
-    def __call__(self, pyramid: dict[int, jax.Array]) -> tuple[jax.Array, jax.Array, list[tuple[int, int]]]:
+    def __call__(self, pyramid: dict[int, jax.Array]) -> tuple[jax.Array, jax.Array, Sizes]:
         levels: list[jax.Array] = []
         for index, (conv, norm) in enumerate(zip(self.inputs, self.norms, strict=True)):
             if index < len(self.strides):
@@ -80,7 +82,7 @@ class Levels(nnx.Module):
             else:
                 x = pyramid[self.strides[-1]] if index == len(self.strides) else levels[-1]
             levels.append(norm(conv(x)))
-        sizes = [level.shape[1:3] for level in levels]
+        sizes = tuple(level.shape[1:3] for level in levels)
         codes = [self._codes(*size) + level for size, level in zip(sizes, self.level[...])]
         flat = jnp.concatenate([level.reshape(len(level), -1, self.width) for level in levels], 1)
         return flat, jnp.concatenate(codes).astype(flat.dtype), sizes
@@ -109,7 +111,7 @@ class Proposals(nnx.Module):
         self.linear = Linear(width, width, kernel_init=_xavier, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, np.ndarray]:
+    def __call__(self, memory: jax.Array, sizes: Sizes) -> tuple[jax.Array, np.ndarray]:
         extents = np.repeat([0.05 * 2.0**level for level in range(len(sizes))], [h * w for h, w in sizes])
         anchors = np.concatenate([pixel_centers(sizes), extents[:, None], extents[:, None]], 1)
         inside = ((anchors > 0.01) & (anchors < 0.99)).all(1, keepdims=True)
@@ -138,9 +140,7 @@ class DeformableAttention(nnx.Module):
         self.values = Linear(width, width, kernel_init=_xavier, **options)
         self.output = Linear(width, width, kernel_init=_xavier, **options)
 
-    def __call__(
-        self, queries: jax.Array, reference: jax.Array, memory: jax.Array, sizes: list[tuple[int, int]]
-    ) -> jax.Array:
+    def __call__(self, queries: jax.Array, reference: jax.Array, memory: jax.Array, sizes: Sizes) -> jax.Array:
         shape = (*queries.shape[:2], self.heads, self.levels, self.points)
         offsets = wide(self.offsets(queries)).reshape(*shape, 2)
         weights = jax.nn.softmax(wide(self.weights(queries)).reshape(*shape[:3], -1)).reshape(shape)
@@ -220,7 +220,7 @@ class Layer(nnx.Module):
         positions: jax.Array,
         reference: jax.Array,
         memory: jax.Array | None,
-        sizes: list[tuple[int, int]],
+        sizes: Sizes,
         train: bool,
         rngs: nnx.Rngs | None,
         sees: jax.Array | None = None,
@@ -334,7 +334,7 @@ def _cost(logits: jax.Array, boxes: jax.Array, true: jax.Array, labels: jax.Arra
     return COSTS["class"] * entropy + COSTS["l1"] * distance - COSTS["giou"] * giou
 
 
-def pixel_centers(sizes: list[tuple[int, int]]) -> np.ndarray:
+def pixel_centers(sizes: Sizes) -> np.ndarray:
     """(x, y) of the pixels of all levels as fractions: f32[S,2]."""
     grids = [np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h) for h, w in sizes]
     return np.concatenate([np.stack(grid, -1).reshape(-1, 2) for grid in grids]).astype(np.float32)

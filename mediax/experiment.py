@@ -40,6 +40,7 @@ from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
 from mediax.files import naming_file, whole_folder
+from mediax.layers import CPU_REMAT_OPTIONS
 from mediax.model import Model, Part, Tree, part
 from mediax.train import Stream, Training
 
@@ -296,8 +297,8 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     _check_accumulated(config)
     sources = Sources(config, folders)
     backbone = _backbone(config)
-    dtype = PRECISIONS[config["precision"]]
-    tasks = {name: _tasks(name, stream, sources, dtype) for name, stream in config["streams"].items()}
+    computation = _computation(config)
+    tasks = {name: _tasks(name, stream, sources, computation) for name, stream in config["streams"].items()}
     streams = {name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()}
     return _training(config, backbone, tasks, mesh, streams, _evaluations(config, tasks, sources))
 
@@ -326,9 +327,9 @@ def compose_for_files(
     given, config = config, complete(config)
     sources = Sources(config, Folders(None, workdir, workdir))
     backbone = _backbone(config)
-    dtype = PRECISIONS[config["precision"]]
+    computation = _computation(config)
     tasks = {
-        name: _tasks(name, stream | {"tasks": _unweighted(stream["tasks"])}, sources, dtype)
+        name: _tasks(name, stream | {"tasks": _unweighted(stream["tasks"])}, sources, computation)
         for name, stream in config["streams"].items()
     }
     training = _training(config, backbone, tasks, sharding.mesh(), {}, {})
@@ -440,6 +441,7 @@ def _training(
                 "resamples",
             )
         },
+        compiler_options=CPU_REMAT_OPTIONS if config["remat"] and jax.default_backend() == "cpu" else {},
     )
 
 
@@ -522,10 +524,7 @@ class _Backbone:
 def _backbone(config: Mapping[str, Any]) -> _Backbone:
     spec = config["backbone"]
     source = catalog.load("backbones", spec["name"])
-    if config["precision"] not in PRECISIONS:
-        hint = catalog.suggestion(config["precision"], PRECISIONS)
-        raise InputError(f"config field precision: no {config['precision']!r}; {hint}")
-    arguments = {"dtype": PRECISIONS[config["precision"]], "remat": config["remat"], "in_channels": spec["channels"]}
+    arguments = _computation(config) | {"in_channels": spec["channels"]}
     catalog.check_options(f"backbone.options of {spec['name']!r}", source.Backbone, spec["options"])
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
@@ -536,6 +535,14 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
     if not len(mean) == len(std) == spec["channels"]:
         raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
     return _Backbone(module, module.channels, build, source, mean, std)
+
+
+def _computation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How backbones and heads compute: the arguments that all of them take."""
+    if config["precision"] not in PRECISIONS:
+        hint = catalog.suggestion(config["precision"], PRECISIONS)
+        raise InputError(f"config field precision: no {config['precision']!r}; {hint}")
+    return {"dtype": PRECISIONS[config["precision"]], "remat": config["remat"]}
 
 
 def _normalisation(config: Mapping[str, Any], source: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -568,7 +575,9 @@ def _check_shared(name: str, first: Part, second: Part) -> None:
         raise InputError(f"two tasks share the part {name!r} and build it differently: give both the same head options")
 
 
-def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources, dtype: Any) -> dict[str, Any]:
+def _tasks(
+    stream_name: str, stream: Mapping[str, Any], sources: Sources, computation: Mapping[str, Any]
+) -> dict[str, Any]:
     if not stream["tasks"]:
         raise InputError(f"config field streams.{stream_name}.tasks is empty: expected at least one task")
     tasks = {}
@@ -586,7 +595,7 @@ def _tasks(stream_name: str, stream: Mapping[str, Any], sources: Sources, dtype:
         if isinstance(options.get("head"), Mapping):  # its weights are not its option: see _warm_start
             options["head"] = {key: value for key, value in options["head"].items() if key != "pretrained"}
         catalog.check_options(f"streams.{stream_name}.tasks.{name}", module.Task, options)
-        given = {"name": f"{stream_name}/{name}"} | ({"dtype": dtype} if "dtype" in fields else {})
+        given = {"name": f"{stream_name}/{name}"} | {key: computation[key] for key in computation if key in fields}
         for field in fields.values():
             if field.default is field.default_factory is dataclasses.MISSING and field.name not in (*options, *given):
                 raise InputError(

@@ -298,9 +298,18 @@ def drop_path(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None) 
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def run_block(block: nnx.Module, x: jax.Array, train: bool, rngs: nnx.Rngs | None, *, remat: bool) -> jax.Array:
-    """Calls `block(x, train, rngs)`; with `remat` the backward pass recomputes its inside instead of storing it."""
+# Without these compiler options rematerialisation saves nothing on a CPU: its compiler removes the barriers between
+# what was computed and what is recomputed, and then merges the two.
+CPU_REMAT_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def run_block(block: nnx.Module, *arguments: Any, remat: bool) -> Any:
+    """Calls `block(*arguments)`; with `remat` the backward pass recomputes its inside instead of storing it.
+
+    Flags (bool) and sizes (tuple) are fixed when it is traced; all else is arrays, or holds them.
+    """
     call = type(block).__call__
     if remat:
-        call = nnx.remat(call, static_argnums=2)
-    return call(block, x, train, rngs)
+        static = tuple(place for place, value in enumerate(arguments, 1) if isinstance(value, (bool, tuple)))
+        call = nnx.remat(call, static_argnums=static)
+    return call(block, *arguments)

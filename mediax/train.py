@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Training:
     patience: int
     resamples: int
     config: Mapping[str, Any]
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)  # of XLA, for the training step
 
     @cached_property
     def predict_steps(self) -> dict[str, Callable[..., Tree]]:
@@ -117,6 +118,7 @@ def make_train_step(training: Training, shardings: Any) -> Callable[..., tuple[T
         static_argnames="turn",
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(training.mesh)),
+        compiler_options=dict(training.compiler_options),
     )
 
 

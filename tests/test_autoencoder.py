@@ -11,14 +11,16 @@ from mediax import pretrained
 from mediax.backbones import autoencoder
 from mediax.errors import InputError
 from mediax.heads.autoencoder import Head
+from mediax.layers import CPU_REMAT_OPTIONS
 
 SIZE, WIDTHS, CODE = (16, 24), (4, 6), 5
 
 
-def build(variant, dtype=jnp.float32):
-    backbone = autoencoder.Backbone(variant=variant, in_channels=1, widths=WIDTHS, dtype=dtype, rngs=nnx.Rngs(0))
+def build(variant, dtype=jnp.float32, remat=False):
+    options = {"dtype": dtype, "remat": remat}
+    backbone = autoencoder.Backbone(variant=variant, in_channels=1, widths=WIDTHS, **options, rngs=nnx.Rngs(0))
     upsample = variant == "pooled"
-    return backbone, Head(backbone.channels, SIZE, code=CODE, upsample=upsample, dtype=dtype, rngs=nnx.Rngs(1))
+    return backbone, Head(backbone.channels, SIZE, code=CODE, upsample=upsample, **options, rngs=nnx.Rngs(1))
 
 
 @pytest.mark.parametrize("variant", autoencoder.VARIANTS)
@@ -53,6 +55,24 @@ def test_equals_keras_with_the_weights_of_its_file(variant):
         assert set(ours) == set(places[part])
         for path, array in places[part].items():
             compare.assert_close(ours[path], array, 1e-3, f"gradient {path}")
+
+
+@pytest.mark.parametrize("variant", autoencoder.VARIANTS)
+def test_remat_changes_neither_the_image_nor_gradients(variant):
+    def train_once(remat):
+        definition, params = nnx.split(build(variant, remat=remat))
+
+        def loss(params):
+            backbone, head = nnx.merge(definition, params)
+            pyramid = backbone(jnp.asarray(seeded.normal("image", (2, *SIZE, 1))), train=True, rngs=None)
+            image = head(pyramid, train=True, rngs=None)["image"]
+            return jnp.square(image).sum(), image
+
+        options = CPU_REMAT_OPTIONS if remat else {}
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)(params))
+
+    for plain, again in zip(train_once(False), train_once(True), strict=True):
+        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-5)
 
 
 def test_default_code_has_128_numbers():

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import compare, seeded
+from references import compare, multiply_adds, seeded
 
 from mediax.backbones import convnext
 from mediax.errors import InputError
 from mediax.heads.pooled import Head
 
 ODD = {"depths": (1, 2, 3, 1), "widths": (8, 16, 24, 40)}
-MILLIONS = {"tiny": 28.6, "small": 50.2, "base": 88.6, "large": 197.8, "xlarge": 350.2}  # the authors' table
+MILLIONS = {"tiny": 28.6, "small": 50.2, "base": 88.6, "large": 197.8, "xlarge": 350.2}  # the authors' table ...
+GIGA_MULTIPLY_ADDS = {"tiny": 4.5, "small": 8.7, "base": 15.4, "large": 34.4, "xlarge": 60.9}  # ... and at 224 x 224
 FIRST_STAGE = r"(downsample_layers|stages)\.0\."
 PUBLISHED = compare.published("convnext/")
 
@@ -55,6 +56,13 @@ def test_published_names_cover_the_variants():
     spellings = {tuple(key.split("/")[1:]) for key in PUBLISHED}
     assert {variant for variant, spelling in spellings if spelling == "timm"} == set(convnext.VARIANTS)
     assert {variant for variant, spelling in spellings if spelling == "authors"} == set(MILLIONS)
+
+
+@pytest.mark.parametrize("variant", MILLIONS)
+def test_costs_what_the_authors_say(variant):
+    backbone = nnx.eval_shape(lambda: convnext.Backbone(variant=variant, rngs=nnx.Rngs(0)))
+    count = multiply_adds.of_backbone(backbone, (224, 224))
+    assert round(count / 1e9, 1) == GIGA_MULTIPLY_ADDS[variant]
 
 
 def test_equals_the_authors_network_at_a_size_its_strides_do_not_divide():

@@ -42,7 +42,7 @@ def test_equals_transformers(variant):
     )
     for theirs, ours in LOSSES.items():
         expected = float(golden[f"losses/{theirs}"]) + float(golden[f"losses/{theirs}_0"])
-        assert float(outputs["losses"][ours].sum()) / 3 == pytest.approx(expected, rel=1e-5), ours
+        compare.assert_loss(float(outputs["losses"][ours].sum()) / 3, expected, 1e-5, ours)
     found = detectors.best_pairs(golden["logits"], golden["boxes"], SMALL["detections"])
     np.testing.assert_array_equal(outputs["labels"], found["labels"])
     for name in ("scores", "boxes"):
@@ -50,6 +50,16 @@ def test_equals_transformers(variant):
     for stride in (8, 16, 32):
         compare.assert_close(level_slopes[stride], golden[f"gradient/level/{stride}"], 1e-4, f"level {stride}")
     detectors.assert_gradients(deformable_detr, slopes, golden, 1e-4)
+
+
+# transformers' of "refined" shares what predicts the class among the layers, the authors' and ours do not.
+@pytest.mark.parametrize(("variant", "total"), [("plain", 40_069_665), ("two_stage", 41_181_529)])
+def test_parameters_are_those_of_transformers(variant, total):
+    assert detectors.learned(*detectors.on_resnet_50(deformable_detr, variant=variant)) == total
+
+
+def test_costs_what_the_authors_say():
+    detectors.assert_cost(*detectors.on_resnet_50(deformable_detr, variant="plain"), 173e9)  # table 1 of the paper
 
 
 def test_the_authors_names_are_known():

@@ -57,7 +57,7 @@ def test_losses_equal_the_authors(against_the_authors):
             for theirs, ours in TERMS.items():
                 expected = sum(float(golden.get(f"losses/{row}/{theirs}{ending}", 0)) for ending in endings)
                 found = float(outputs["losses"][prefix + ours][row])
-                assert found == pytest.approx(expected, rel=1e-5), (row, prefix + ours)
+                compare.assert_loss(found, expected, 1e-5, f"{prefix + ours} of image {row}")
                 assert found > 0 or row == 1
 
 
@@ -128,6 +128,12 @@ def test_every_published_tensor_has_its_place():
     places = compare.flat(compare.variables_of(head)["params"])
     assert not parts["backbone"]
     assert {path: leaf.shape for path, leaf in places.items()} == {path: a.shape for path, a in parts["head"].items()}
+
+
+def test_parameters_and_cost_are_the_published():
+    backbone, head = detectors.on_resnet_50(dino)
+    assert round(detectors.learned(backbone, head) / 1e6) == 47  # table 1 of the paper, 4 scales
+    detectors.assert_cost(backbone, head, 279e9)
 
 
 def test_the_authors_names_are_known():

@@ -16,6 +16,7 @@ from mediax import batch, builder, experiment, inference, protocols, train
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
+from mediax.layers import CPU_REMAT_OPTIONS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NAN = np.nan
@@ -477,6 +478,16 @@ def test_files_are_read_as_images_of_an_evaluation_of_images():
     )
     assert experiment._evaluation_of_streams(config, "") == ["all"]
     assert experiment._evaluation_of_streams(config, "test") == ["test"]
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("segmentation", "drive"), ("detection", "node21")])
+def test_heads_compute_as_the_config_says(tmp_path, task, dataset):
+    given = {"streams": {"a": {"dataset": dataset, "tasks": {task: {}}}}, "precision": "bfloat16", "remat": True}
+    given |= {"backbone": {"name": "resnet"}, "evaluations": {"test": {"split": "test"}}}
+    training, readings = experiment.compose_for_files(given, tmp_path)
+    assert (readings["a"].tasks[task].dtype, readings["a"].tasks[task].remat) == (jnp.bfloat16, True)
+    assert training.compiler_options == CPU_REMAT_OPTIONS  # the tests run on a CPU
+    assert not experiment.compose_for_files(given | {"remat": False}, tmp_path)[0].compiler_options
 
 
 def test_views_are_those_of_the_evaluation_and_part_of_what_the_model_sees(folders, training):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import compare, detectors, seeded
+from references import compare, detectors, multiply_adds, seeded
 from references.detectors import CHANNELS, CLASSES, SIZE
 
 from mediax.backbones import resnet
@@ -61,7 +61,7 @@ def test_losses_equal_torchvision(against_torchvision):
     for row in range(2):
         for theirs, ours in LOSSES.items():
             expected = float(golden[f"losses/{row}/{theirs}"])
-            assert float(outputs["losses"][ours][row]) == pytest.approx(expected, rel=1e-6), (row, ours)
+            compare.assert_loss(outputs["losses"][ours][row], expected, 1e-6, f"{ours} of image {row}")
     assert outputs["losses"]["mask"][0] > 0 and outputs["losses"]["mask"][1] == 0
 
 
@@ -160,6 +160,14 @@ def test_every_published_tensor_has_its_place():
     # torchvision's BatchNorm is frozen here, so its table counts no scale and no bias of the backbone.
     counted = {path: leaf for path, leaf in compare.flat(backbone["params"]).items() if path[-1] == "kernel"} | places
     assert sum(leaf.size for leaf in counted.values()) == 44_401_393
+
+
+def test_costs_what_torchvision_says():
+    """Torchvision counts Mask R-CNN on an image without detections, where no mask is computed: Faster R-CNN's cost."""
+    backbone, head = detectors.on_resnet_50(mask_rcnn, masks=False)
+    size = (800, 800)
+    cost = multiply_adds.of_backbone(backbone, size) + multiply_adds.of_head(head, backbone.channels, size)
+    assert round(cost / 1e9, 2) == 134.38
 
 
 def test_the_names_of_older_files_are_known():

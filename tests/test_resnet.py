@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import compare, seeded
+from references import compare, multiply_adds, seeded
 
 from mediax.backbones import resnet
 from mediax.errors import InputError
 
-MILLIONS = {"18": 11.69, "34": 21.80, "50": 25.56, "101": 44.55}  # torchvision's table
+MILLIONS = {"18": 11.69, "34": 21.80, "50": 25.56, "101": 44.55}  # torchvision's tables of parameters ...
+GIGA_MULTIPLY_ADDS = {"18": 1.81, "34": 3.66, "50": 4.09, "101": 7.80}  # ... and of the cost at 224 x 224
 PUBLISHED = compare.published("resnet/")
 TINY = {"variant": "18", "depths": (1,), "width": 0.125}
 
@@ -32,6 +33,13 @@ def test_published_names_cover_the_variants():
     assert {tuple(key.split("/")[1:]) for key in PUBLISHED} == {
         (variant, spelling) for variant in resnet.VARIANTS for spelling in ("torchvision", "timm")
     }
+
+
+@pytest.mark.parametrize("variant", resnet.VARIANTS)
+def test_costs_what_torchvision_says(variant):
+    backbone = nnx.eval_shape(lambda: resnet.Backbone(variant=variant, rngs=nnx.Rngs(0)))
+    count = multiply_adds.of_backbone(backbone, (224, 224))
+    assert abs(count / 1e9 - GIGA_MULTIPLY_ADDS[variant]) < 0.01
 
 
 def test_18_trains_as_torchvision():

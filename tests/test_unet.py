@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import compare, dense, seeded
+from references import compare, dense, multiply_adds, seeded
 
 from mediax.backbones import resnet, unet_encoder
 from mediax.errors import InputError
@@ -71,10 +71,6 @@ def shapes(backbone, head, size, channels=1):
     )
 
 
-def parameters(*modules):
-    return sum(leaf.size for module in modules for leaf in jax.tree.leaves(compare.variables_of(module)["params"]))
-
-
 def paper_network(padding="valid"):
     def build():
         backbone = unet_encoder.Backbone(in_channels=1, padding=padding, rngs=nnx.Rngs(0))
@@ -90,11 +86,27 @@ def test_the_network_of_2015_has_its_sizes():
     pairs = [(1, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 1024)]
     pairs += [(1024, 1024), *((2 * c, c) for c in (512, 256, 128, 64)), *((c, c) for c in (512, 256, 128, 64))]
     expected = sum(9 * i * o + o for i, o in pairs) + sum(4 * 2 * c * c + c for c in (512, 256, 128, 64)) + 2 * 65
-    assert parameters(backbone, head) == expected == 31_030_658
+    assert compare.parameters(backbone, head) == expected == 31_030_658
     # The paper's input of 572 pixels is what this network sees of an image of 388 pixels.
     pyramid = nnx.eval_shape(lambda b, x: b(x, train=False, rngs=None), backbone, jnp.zeros((1, 388, 388, 1)))
     assert [features.shape[1] for features in pyramid.values()] == [568, 280, 136, 64, 28]
     assert shapes(backbone, head, (388, 388)).shape == (2, 388, 388, 2)
+
+
+@pytest.mark.parametrize(
+    ("variant", "total", "cost"), [("18", 14_328_354, 4_140_122_112), ("50", 32_521_250, 8_147_779_584)]
+)
+def test_parameters_and_multiply_adds_are_those_of_smp(variant, total, cost):
+    """Those of smp.Unet with 2 classes, as torch's FlopCounterMode counts them at 224 x 224; the paper has no count."""
+
+    def build():
+        backbone = resnet.Backbone(variant=variant, stem_level=True, rngs=nnx.Rngs(0))
+        return backbone, unet.Head(backbone.channels, 2, rngs=nnx.Rngs(0))
+
+    backbone, head = nnx.eval_shape(build)
+    assert compare.parameters(backbone, head) == total
+    size = (224, 224)
+    assert multiply_adds.of_backbone(backbone, size) + multiply_adds.of_head(head, backbone.channels, size) == cost
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import compare, dense, seeded
+from references import compare, dense, multiply_adds, seeded
 
 from mediax.backbones import resnet
 from mediax.errors import InputError
@@ -31,6 +31,22 @@ def test_equals_smp():
 @pytest.mark.parametrize("mode", ["inference", pytest.param("training", marks=pytest.mark.slow)])
 def test_gradients_equal_smp(mode):
     assert_equals_smp(mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("variant", "total", "cost"), [("18", 15_970_594, 12_232_507_392), ("50", 48_985_890, 43_985_485_824)]
+)
+def test_parameters_and_multiply_adds_are_those_of_smp(variant, total, cost):
+    """Those of smp.UnetPlusPlus with 2 classes, as torch's FlopCounterMode counts them at 224 x 224."""
+
+    def build():
+        backbone = resnet.Backbone(variant=variant, stem_level=True, rngs=nnx.Rngs(0))
+        return backbone, unet_plus_plus.Head(backbone.channels, 2, rngs=nnx.Rngs(0))
+
+    backbone, head = nnx.eval_shape(build)
+    assert compare.parameters(backbone, head) == total
+    size = (224, 224)
+    assert multiply_adds.of_backbone(backbone, size) + multiply_adds.of_head(head, backbone.channels, size) == cost
 
 
 def small(**options):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, Linear, drop_path, gelu, run_block
+from mediax.layers import Conv, Linear, drop_path, gelu, max_pool, run_block
 
 _SIZES = {
     "small": {"width": 384, "depth": 12, "heads": 6, "swiglu": False},
@@ -173,10 +173,17 @@ class Level(nnx.Module):
             if step < self.doublings - 1:
                 x = gelu(self.norms[step](x))
         if self.doublings < 0:
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+            x = _halved(x)
         x = _align(x, self.patch * 2.0**-self.doublings, self.stride, size)
         x = self.narrow_norm(self.narrow(x))
         return self.smooth_norm(self.smooth(x))
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """Maxima of 2x2 windows: f[B,h,w,C] -> f[B,ceil(h/2),ceil(w/2),C]; those at an odd border are narrower."""
+    # A border that is repeated changes no maximum of its window.
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+    return max_pool(x, 2, 2)
 
 
 class Backbone(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from mediax.errors import InputError
-from mediax.layers import Conv, wide
+from mediax.layers import Conv, run_block, wide
 
 _kernel_init = nnx.initializers.xavier_uniform()
 
@@ -43,7 +43,8 @@ class Head(nnx.Module):
 
     The coarsest level, flattened, gives the code by one linear layer; another one and as many doublings as there are
     levels give the image. `size` is (H, W) of the image: the linear layers fit that size alone. `upsample` doubles by
-    repeating pixels instead of by transposed convolutions. Raises InputError where a size does not fit.
+    repeating pixels instead of by transposed convolutions. `remat` stores one array per level for the backward pass and
+    recomputes the rest. Raises InputError where a size does not fit.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Head(nnx.Module):
         out_channels: int = 1,
         upsample: bool = False,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.level = max(channels)
+        self.level, self.remat = max(channels), remat
         if any(length % self.level for length in size):
             raise InputError(f"The autoencoder's image size {size} is not a multiple of its stride {self.level}.")
         widths = [channels[stride] for stride in sorted(channels, reverse=True)]
@@ -80,5 +82,5 @@ class Head(nnx.Module):
         code = self.code(x.reshape(len(x), -1))
         x = jax.nn.relu(self.expand(code)).reshape(x.shape)
         for level in self.levels:
-            x = level(x)
+            x = run_block(level, x, remat=self.remat)
         return {"code": wide(code), "image": jax.nn.sigmoid(wide(self.output(x)))}

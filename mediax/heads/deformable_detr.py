@@ -23,6 +23,7 @@ from mediax.deformable_transformer import (
     Layer,
     Levels,
     Proposals,
+    Sizes,
     best_pairs,
     logit,
     pixel_centers,
@@ -31,7 +32,7 @@ from mediax.deformable_transformer import (
     targets_in,
 )
 from mediax.errors import InputError
-from mediax.layers import Linear, wide
+from mediax.layers import Linear, run_block, wide
 from mediax.operators import boxes as box
 
 # `refine`: each decoder layer moves the boxes of the one before. `two_stage`: the encoder proposes the first boxes.
@@ -61,8 +62,9 @@ class Head(nnx.Module):
         layers: focal loss, L1 of (x, y, width, height) and generalised IoU of the boxes that the Hungarian algorithm
         matches; the proposals of all pixels are matched without regard to the class, as in the authors' code;
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1], labels i32[B,D].
-    Parameters, boxes and losses are f32, the rest is computed in `dtype`. All images of a batch are padded alike, if at
-    all: inside, boxes are fractions of the padded image, see `deformable_transformer.targets_in`.
+    Parameters, boxes and losses are f32, the rest is computed in `dtype`. `remat` stores one
+    array per layer for the backward pass and recomputes the rest. All images of a batch are padded alike, if at all:
+    inside, boxes are fractions of the padded image, see `deformable_transformer.targets_in`.
     Raises InputError for an unknown variant, a stride that the backbone lacks, or widths that do not divide.
     """
 
@@ -84,12 +86,13 @@ class Head(nnx.Module):
         detections: int = 100,
         dropout: float = 0.1,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if variant not in VARIANTS:
             raise InputError(f"deformable_detr has no variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
         self.refine, self.two_stage = VARIANTS[variant]["refine"], VARIANTS[variant]["two_stage"]
-        self.queries, self.detections, self.width = queries, detections, width
+        self.queries, self.detections, self.width, self.remat = queries, detections, width, remat
         options = {"dtype": dtype, "rngs": rngs}
 
         self.levels = Levels(channels, strides, levels, width, **options)
@@ -123,7 +126,7 @@ class Head(nnx.Module):
         memory, positions, sizes = self.levels(pyramid)
         reference = jnp.broadcast_to(pixel_centers(sizes), (*memory.shape[:2], 2))
         for layer in self.encoder:
-            memory = layer(memory, positions, reference, None, sizes, train, rngs)
+            memory = run_block(layer, memory, positions, reference, None, sizes, train, rngs, remat=self.remat)
         losses = {}
         truth = None if targets is None else (box.center(targets["boxes"]), targets["box_labels"], targets["box_valid"])
         if self.two_stage:
@@ -151,7 +154,7 @@ class Head(nnx.Module):
             losses |= set_losses(outputs, *truth)
         return {"losses": losses} | ({} if train else best_pairs(*outputs[-1], self.detections, covered, size))
 
-    def _propose(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    def _propose(self, memory: jax.Array, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
         """Class logits f32[B,S,K] and box logits f32[B,S,4] of every pixel."""
         x, anchors = self.proposals(memory, sizes)
         return wide(self.classes[-1](x)), self.boxes[-1](x) + anchors
@@ -168,14 +171,14 @@ class Head(nnx.Module):
         positions: jax.Array,
         reference: jax.Array,
         memory: jax.Array,
-        sizes: list[tuple[int, int]],
+        sizes: Sizes,
         train: bool,
         rngs: nnx.Rngs | None,
     ) -> list[tuple[jax.Array, jax.Array]]:
         """Class logits f32[B,Q,K] and boxes f32[B,Q,4] (x, y, width, height) after each layer."""
         outputs = []
         for index, layer in enumerate(self.decoder):
-            x = layer(x, positions, reference, memory, sizes, train, rngs)
+            x = run_block(layer, x, positions, reference, memory, sizes, train, rngs, remat=self.remat)
             predictor = index if self.refine else 0
             moved = self.boxes[predictor](x)
             start = logit(reference)

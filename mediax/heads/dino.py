@@ -23,6 +23,7 @@ from mediax.deformable_transformer import (
     Layer,
     Levels,
     Proposals,
+    Sizes,
     best_pairs,
     box_losses,
     focal_loss,
@@ -33,7 +34,7 @@ from mediax.deformable_transformer import (
     targets_in,
 )
 from mediax.errors import InputError
-from mediax.layers import Linear, wide
+from mediax.layers import Linear, run_block, wide
 from mediax.operators import boxes as box
 
 # For tasks/detection.py: what the losses are averaged over, and how they add up.
@@ -76,6 +77,7 @@ class Head(nnx.Module):
         of the denoising queries the mean over an image's groups;
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1], labels i32[B,D].
     The noise draws from `rngs.denoising()`. Parameters, boxes and losses are f32, the rest is computed in `dtype`.
+    `remat` stores one array per layer for the backward pass and recomputes the rest.
     The authors let the image with the most boxes say how many groups there are; here each image has its own number.
     All images of a batch are padded alike, if at all: inside, boxes are fractions of the padded image; see
     `deformable_transformer.targets_in`.
@@ -102,9 +104,10 @@ class Head(nnx.Module):
         detections: int = 300,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.queries, self.detections, self.width = queries, detections, width
+        self.queries, self.detections, self.width, self.remat = queries, detections, width, remat
         self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         options = {"dtype": dtype, "rngs": rngs}
         self.levels = Levels(channels, strides, levels, width, offset=1.0, temperature=20.0, **options)
@@ -135,7 +138,7 @@ class Head(nnx.Module):
         memory, positions, sizes = self.levels(pyramid)
         places = jnp.broadcast_to(pixel_centers(sizes), (*memory.shape[:2], 2))
         for layer in self.encoder:
-            memory = layer(memory, positions, places, None, sizes, train, rngs)
+            memory = run_block(layer, memory, positions, places, None, sizes, train, rngs, remat=self.remat)
         proposals = self._propose(memory, sizes)
         reference = lax.stop_gradient(proposals[1])
         x = jnp.broadcast_to(self.query[...], (len(memory), *self.query.shape)).astype(memory.dtype)
@@ -157,7 +160,7 @@ class Head(nnx.Module):
                 losses |= {f"denoising_{name}": sum(term[name] for term in terms) for name in terms[0]}
         return {"losses": losses} | ({} if train else best_pairs(*found[-1], self.detections, covered, size))
 
-    def _propose(self, memory: jax.Array, sizes: list[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    def _propose(self, memory: jax.Array, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
         """Class logits f32[B,Q,K] and boxes f32[B,Q,4] of the pixels that are surest to see a box of any class."""
         if memory.shape[1] < self.queries:
             raise InputError(
@@ -198,7 +201,7 @@ class Head(nnx.Module):
         x: jax.Array,
         reference: jax.Array,
         memory: jax.Array,
-        sizes: list[tuple[int, int]],
+        sizes: Sizes,
         sees: jax.Array | None,
         train: bool,
         rngs: nnx.Rngs | None,
@@ -208,7 +211,7 @@ class Head(nnx.Module):
         for layer in self.decoder:
             positions = sines(reference[..., (1, 0, 2, 3)], self.width // 2).reshape(*x.shape[:2], -1)
             positions = self.place[1](jax.nn.relu(self.place[0](positions)))
-            x = layer(x, positions, reference, memory, sizes, train, rngs, sees)
+            x = run_block(layer, x, positions, reference, memory, sizes, train, rngs, sees, remat=self.remat)
             seen = self.decoder_norm(x)
             # Look forward twice: this layer's loss also teaches the layer before, whose boxes it corrects.
             boxes = jax.nn.sigmoid(self.boxes(seen) + logit(moved, NEAREST))

@@ -18,7 +18,7 @@ from jax import lax
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, nearest, wide
+from mediax.layers import Conv, nearest, run_block, wide
 from mediax.operators import boxes as box
 from mediax.operators.nms import nms
 from mediax.operators.roi_align import pyramid_level, roi_align
@@ -132,6 +132,7 @@ class Head(nnx.Module):
       boxes f32[B,D,4] in fractions, scores f32[B,D] in [0,1] and 0 past the last, labels i32[B,D];
       masks: f32[B,D,28,28], the probability of the label's mask inside the box.
     The sampling draws from `rngs.sampling()`. Parameters, boxes and losses are f32, the convolutions in `dtype`.
+    `remat` stores what enters a branch for the backward pass and recomputes what is inside.
     A box that no anchor touches gives no anchor, where torchvision would take all anchors that touch no box.
     Raises InputError if the anchor sizes do not fit the pyramid.
     """
@@ -157,6 +158,7 @@ class Head(nnx.Module):
         lowest_score: float = 0.05,
         detections: int = 100,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if len(anchor_sizes) != len(channels) + 1:
@@ -168,7 +170,7 @@ class Head(nnx.Module):
         self.candidates, self.proposals, self.detections = candidates, proposals, detections
         self.training_candidates, self.training_proposals = training_candidates, training_proposals
         self.anchors_sampled, self.sampled, self.foreground = anchors_sampled, sampled, foreground
-        self.scored, self.lowest_score = scored, lowest_score
+        self.scored, self.lowest_score, self.remat = scored, lowest_score, remat
         self.box_size, self.mask_size = 7, 14
         options = {"dtype": dtype, "rngs": rngs}
         self.fpn = FeaturePyramid(channels, width, **options)
@@ -186,7 +188,7 @@ class Head(nnx.Module):
         rngs: nnx.Rngs | None,
     ) -> dict[str, Any]:
         levels = self.fpn(pyramid)
-        logits, offsets = self.rpn(levels)
+        logits, offsets = run_block(self.rpn, levels, remat=self.remat)
         anchors = [
             _anchors(x.shape[1:3], step, anchor, self.aspects)
             for x, step, anchor in zip(levels.values(), _steps(levels), self.anchor_sizes, strict=True)
@@ -284,7 +286,8 @@ class Head(nnx.Module):
         positive = learns & (state == FOREGROUND)
         labels = jnp.where(positive, 1 + jnp.take_along_axis(truth["box_labels"], matched, 1), 0)
         true = jnp.take_along_axis(truth["boxes"], matched[..., None], 1)
-        logits, offsets = self.box_branch(self._pool(levels, regions, self.box_size))
+        pooled = self._pool(levels, regions, self.box_size)
+        logits, offsets = run_block(self.box_branch, pooled, remat=self.remat)
         offsets = jnp.take_along_axis(offsets, labels[..., None, None], 2)[:, :, 0]
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         distance = _smooth_l1(offsets, _encode_where(positive, true, regions, REGION_WEIGHTS))
@@ -309,7 +312,7 @@ class Head(nnx.Module):
         truth: dict[str, jax.Array],
         width: int,
     ) -> jax.Array:
-        logits = self.mask_branch(self._pool(levels, regions, self.mask_size))
+        logits = run_block(self.mask_branch, self._pool(levels, regions, self.mask_size), remat=self.remat)
         logits = jnp.take_along_axis(logits, labels[..., None, None, None], 4)[..., 0]
         structure = jnp.maximum(labels - 1, 0)
         wanted = _mask_in_region(truth["box_masks"], width, matched, regions, logits.shape[2])

@@ -18,7 +18,7 @@ from jax import lax
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, ConvPair, nearest, wide
+from mediax.layers import Conv, ConvPair, nearest, run_block, wide
 
 
 class Doubling(nnx.Module):
@@ -81,6 +81,7 @@ class Head(nnx.Module):
     coarse to fine, by default 16 at stride 1 and twice as many at each one before. `upsampling` is "nearest", or
     "transposed" (a learned 2x2 convolution). `padding` "valid" is the paper's, for a `unet_encoder` of the same
     padding. `normalize` puts a BatchNorm before each ReLU; `output_size` is the side of the last convolution's kernel.
+    `remat` stores one array per block for the backward pass and recomputes the rest.
     Raises InputError for options that do not fit.
     """
 
@@ -95,6 +96,7 @@ class Head(nnx.Module):
         normalize: bool = True,
         output_size: int = 3,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if upsampling not in ("nearest", "transposed"):
@@ -110,7 +112,7 @@ class Head(nnx.Module):
             raise InputError(
                 f"unet head: widths={widths}; expected {len(self.strides)}, one for each of the strides {self.strides}."
             )
-        self.coarsest = coarsest
+        self.coarsest, self.remat = coarsest, remat
         self.blocks = nnx.List()
         options = {"upsampling": upsampling, "valid": padding == "valid", "normalize": normalize, "dtype": dtype}
         for inputs, stride, width in zip((channels[coarsest], *widths), self.strides, widths):
@@ -132,7 +134,7 @@ class Head(nnx.Module):
         for stride, block in zip(self.strides, self.blocks):
             skip = pyramid.get(stride)
             level = skip.shape[1:3] if skip is not None else tuple(-(-side // stride) for side in size)
-            x = block(x, skip, level, train)
+            x = run_block(block, x, skip, level, train, remat=self.remat)
         return wide(centred(self.output(x), size))
 
 

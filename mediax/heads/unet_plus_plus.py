@@ -17,7 +17,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import Conv, ConvPair, bilinear, nearest, wide
+from mediax.layers import Conv, ConvPair, bilinear, nearest, run_block, wide
 
 
 class Node(ConvPair):
@@ -44,7 +44,8 @@ class Head(nnx.Module):
 
     With `deep_supervision` the result is f32[D,B,H,W,K]: the logits of the nodes of the finest row, whose losses, and
     whose probabilities, are to be averaged (the paper's "accurate mode"); all but the last are 1x1 convolutions,
-    resized to the image where the finest level is coarser.
+    resized to the image where the finest level is coarser. `remat` stores one array per node for the backward pass and
+    recomputes the rest.
     Raises InputError for levels that are not one power of two after the other, or for a wrong number of widths.
     """
 
@@ -56,6 +57,7 @@ class Head(nnx.Module):
         widths: tuple[int, ...] = (),
         deep_supervision: bool = False,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         levels = sorted(channels, reverse=True)
@@ -68,7 +70,7 @@ class Head(nnx.Module):
             raise InputError(
                 f"unet_plus_plus head: widths={widths}; expected {len(strides)}, one for each of the strides {strides}."
             )
-        self.levels = tuple(levels)
+        self.levels, self.remat = tuple(levels), remat
         self.tail_strides = tuple(strides[len(levels) - 1 :])
         self.rows = nnx.List()
         for row, level in enumerate(levels[1:]):
@@ -92,13 +94,14 @@ class Head(nnx.Module):
             sources = [*above, pyramid[self.levels[row]]]
             skips, current = [pyramid[level]], []
             for source, node in reversed(list(zip(sources, self.rows[row]))):
-                x = node(source, skips, skips[0].shape[1:3], train)
+                x = run_block(node, source, skips, skips[0].shape[1:3], train, remat=self.remat)
                 # The newest node first and the backbone's level last, which is the order of the published kernels.
                 skips, current = [x, *skips], [x, *current]
             above = current
         x = above[0]
         for stride, node in zip(self.tail_strides, self.tail):
-            x = node(x, [], tuple(-(-side // stride) for side in size), train)
+            level = tuple(-(-side // stride) for side in size)
+            x = run_block(node, x, [], level, train, remat=self.remat)
         logits = [branch(node) for branch, node in zip(self.branches, reversed(above))] + [self.output(x)]
         logits = [bilinear(wide(x), size) for x in logits]
         return jnp.stack(logits) if self.branches else logits[0]

@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, bilinear, wide
+from mediax.layers import BatchNorm, Conv, bilinear, run_block, wide
 
 _kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -40,6 +40,7 @@ class Head(nnx.Module):
     levels are added up from coarse to fine, joined at the finest, and the logits resized to the image, all by bilinear
     interpolation. `channels` is the backbone's {stride: C_s}, of which the `levels` coarsest are used; all features
     have `width` channels. `dropout` precedes the last convolution (mmsegmentation's recipes: 0.1).
+    `remat` stores one array per convolution for the backward pass and recomputes the rest.
     Raises InputError if the backbone has fewer than two levels.
     """
 
@@ -53,13 +54,14 @@ class Head(nnx.Module):
         pool_sizes: tuple[int, ...] = (1, 2, 3, 6),
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         self.strides = tuple(sorted(channels)[-levels:])
         if len(self.strides) < 2:
             raise InputError(f"upernet head: {len(self.strides)} level of the backbone is used; expected at least 2.")
         *fine, coarsest = (channels[stride] for stride in self.strides)
-        self.pool_sizes, self.dropout = tuple(pool_sizes), dropout
+        self.pool_sizes, self.dropout, self.remat = tuple(pool_sizes), dropout, remat
 
         def block(inputs: int, size: int) -> ConvBlock:
             return ConvBlock(inputs, width, size, dtype=dtype, rngs=rngs)
@@ -75,16 +77,19 @@ class Head(nnx.Module):
     def __call__(
         self, pyramid: Mapping[int, jax.Array], size: tuple[int, int], *, train: bool, rngs: nnx.Rngs | None
     ) -> jax.Array:
+        def run(block: ConvBlock, x: jax.Array) -> jax.Array:
+            return run_block(block, x, train, remat=self.remat)
+
         *fine, coarsest = (pyramid[stride] for stride in self.strides)
-        pooled = (pool(average_pooled(coarsest, n), train) for n, pool in zip(self.pool_sizes, self.pools))
+        pooled = (run(pool, average_pooled(coarsest, n)) for n, pool in zip(self.pool_sizes, self.pools))
         context = [coarsest, *(bilinear(x, coarsest.shape[1:3]) for x in pooled)]
-        sums = [self.bottleneck(jnp.concatenate(context, axis=-1), train)]
+        sums = [run(self.bottleneck, jnp.concatenate(context, axis=-1))]
         for x, lateral in reversed(list(zip(fine, self.laterals))):
-            x = lateral(x, train)
+            x = run(lateral, x)
             sums.insert(0, x + bilinear(sums[0], x.shape[1:3]))
-        features = [smoothing(x, train) for smoothing, x in zip(self.smoothings, sums)] + sums[-1:]
+        features = [run(smoothing, x) for smoothing, x in zip(self.smoothings, sums)] + sums[-1:]
         features = [bilinear(x, features[0].shape[1:3]) for x in features]
-        x = self.fusion(jnp.concatenate(features, axis=-1), train)
+        x = run(self.fusion, jnp.concatenate(features, axis=-1))
         if train and self.dropout > 0:
             x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
         return bilinear(wide(self.output(x)), size)

@@ -54,6 +54,7 @@ class Task:
     quantile: float = 0.95
     clusters: bool = False
     seed: int = 0
+    remat: bool = False  # whether the head recomputes in the backward pass what it need not store
 
     def __post_init__(self):
         for option, valid in (("criterion", CRITERIA), ("score", SCORES), ("covariance", COVARIANCES)):
@@ -83,6 +84,7 @@ class Task:
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
         head, options = self._head()
+        options |= {"remat": self.remat}
         return {f"head/{self.name}": lambda rngs: head.Head(channels, rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, jax.Array]:

@@ -39,6 +39,7 @@ class Task:
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     shown: float = 0.3
     dtype: Any = jnp.float32  # that the head computes in
+    remat: bool = False  # whether the head recomputes in the backward pass what it need not store
     dense: ClassVar[bool] = True  # each level of the pyramid shall cover the whole image
 
     def __post_init__(self):
@@ -61,7 +62,7 @@ class Task:
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
         head, options = self._head()
-        options |= {"dtype": self.dtype}
+        options |= {"dtype": self.dtype, "remat": self.remat}
         return {f"head/{self.name}": lambda rngs: head.Head(channels, len(self.box_classes), rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Task:
     focal_gamma: float = 2.0
     threshold: float | str = 0.5
     dtype: Any = jnp.float32  # that the head computes in
+    remat: bool = False  # whether the head recomputes in the backward pass what it need not store
     image_axes: ClassVar[tuple[int, ...]] = (2, 3)  # of the outputs: rows and columns of the image
     dense: ClassVar[bool] = True  # each level of the pyramid shall cover the whole image
 
@@ -82,8 +83,9 @@ class Task:
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
         head, options = self._head()
+        options |= {"dtype": self.dtype, "remat": self.remat}
         outputs = len(self.structures) + self.exclusive
-        return {f"head/{self.name}": lambda rngs: head.Head(channels, outputs, dtype=self.dtype, rngs=rngs, **options)}
+        return {f"head/{self.name}": lambda rngs: head.Head(channels, outputs, rngs=rngs, **options)}
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> jax.Array:
         """Gives the logits f32[D,B,H,W,S] of D branches: one, or as many as the head supervises deeply.

@@ -13,6 +13,7 @@ from references import seeded
 
 from mediax import pretrained
 from mediax.heads.pooled import Head
+from mediax.layers import CPU_REMAT_OPTIONS
 
 MEASURED: list[dict] = []  # what was compared in this session: conftest.py writes it for docs/models.md
 GOLDENS = Path(__file__).parent / "goldens"
@@ -32,6 +33,11 @@ def published(prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
 def variables_of(module: nnx.Module) -> dict[str, dict]:
     pure = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
     return {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in pure.items()}
+
+
+def parameters(*modules: nnx.Module) -> int:
+    """The number of parameters; running statistics are none."""
+    return sum(leaf.size for module in modules for leaf in jax.tree.leaves(variables_of(module)["params"]))
 
 
 def flat(tree: dict) -> dict[pretrained.Path, np.ndarray]:
@@ -175,7 +181,8 @@ def assert_remat_changes_nothing(
             pyramid = backbone(image, train=True, rngs=nnx.Rngs(5))
             return jnp.sum(pyramid[level] ** power), (pyramid, variables_of(backbone)["batch_stats"])
 
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+        options = CPU_REMAT_OPTIONS if remat else {}
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)(params))
 
     for plain, again in zip(train_once(False), train_once(True), strict=True):
         np.testing.assert_allclose(plain, again, rtol=rtol, atol=atol)
@@ -207,11 +214,20 @@ def assert_summary(family, ours: dict, expected: dict, prefix: str, shapes: dict
         strict=True,
     ):
         array = np.asarray(ours[part][path], np.float64)
-        _measure(prefix, abs(np.linalg.norm(array) - norm) / norm)
-        assert abs(np.linalg.norm(array) - norm) <= tolerance * norm, (prefix, name)
-        assert abs(np.sum(array * along[part][path]) - projection) <= 3 * tolerance * norm, (prefix, name)
+        assert_projected(array, along[part][path], norm, projection, tolerance, f"{prefix} {name}")
         if name in whole:
             assert_close(array, reference[part][path], tolerance, f"{prefix} {name}")
+
+
+def assert_projected(
+    array: np.ndarray, direction: np.ndarray, norm: float, projection: float, tolerance: float, what: str
+) -> None:
+    """An array has a norm, and along a direction a sum of products, for which three times the tolerance is allowed."""
+    error, along = abs(np.linalg.norm(array) - norm) / norm, abs(np.sum(array * direction) - projection) / norm
+    _measure(what, error)
+    _measure(what, along)
+    assert error <= tolerance, f"{what}: relative difference of the norm {error:.1e}"
+    assert along <= 3 * tolerance, f"{what}: relative difference along a direction {along:.1e}"
 
 
 def _places(family, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, pretrained.Path]]:
@@ -232,6 +248,14 @@ def assert_close(actual, expected, tolerance: float, what: str) -> None:
     error = np.abs(actual - expected).max() / np.abs(expected).max()
     _measure(what, error)
     assert error <= tolerance, f"{what}: relative difference {error:.1e}"
+
+
+def assert_loss(actual, expected: float, tolerance: float, what: str) -> None:
+    """A loss agrees, relative to itself; where the reference has none, neither is there one here."""
+    if expected == 0:
+        assert abs(actual) < 1e-12, what
+    else:
+        assert_close(actual, expected, tolerance, f"loss {what}")
 
 
 def _measure(what: str, error: float) -> None:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from references import compare, seeded
+from references import compare, multiply_adds, seeded
+
+from mediax.backbones import resnet
 
 SIZE = (64, 128)
 CHANNELS = {4: 6, 8: 8, 16: 10, 32: 12}
@@ -50,6 +52,33 @@ def run(family, golden: dict, loss, *, targets: dict, train: bool = False, **opt
         levels = {stride: jnp.asarray(level, jnp.float64) for stride, level in pyramid().items()}
         (slopes, level_slopes), outputs = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, levels)
         return jax.tree.map(np.asarray, (outputs, compare.flat(nnx.to_pure_dict(slopes)), level_slopes))
+
+
+def on_resnet_50(family, **options) -> tuple[nnx.Module, nnx.Module]:
+    """The backbone and a head of 91 classes, as published for COCO; shapes only."""
+
+    def build():
+        backbone = resnet.Backbone(variant="50", rngs=nnx.Rngs(0))
+        return backbone, family.Head(backbone.channels, 91, **options, rngs=nnx.Rngs(0))
+
+    return nnx.eval_shape(build)
+
+
+def learned(backbone: nnx.Module, head: nnx.Module) -> int:
+    """The number of parameters as the references count them, whose BatchNorm is frozen."""
+    kernels = {
+        p: leaf for p, leaf in compare.flat(compare.variables_of(backbone)["params"]).items() if p[-1] == "kernel"
+    }
+    return compare.parameters(head) + sum(leaf.size for leaf in kernels.values())
+
+
+def assert_cost(backbone: nnx.Module, head: nnx.Module, published: float) -> None:
+    """The multiply-adds are the published mean over COCO's images: short sides of 800 pixels, long ones up to 1333."""
+    square, longest = (
+        multiply_adds.of_backbone(backbone, size) + multiply_adds.of_head(head, backbone.channels, size)
+        for size in ((800, 800), (800, 1333))
+    )
+    assert square < published < longest
 
 
 def assert_gradients(family, slopes: dict, golden: dict, tolerance: float) -> None:
