@@ -27,6 +27,7 @@ from mediax import (
     catalog,
     data,
     inference,
+    laterality,
     metrics,
     optimizer,
     phantoms,
@@ -647,9 +648,9 @@ def _stream(
 def _check_flips(stream: str, steps: Iterable[Mapping[str, Any]], tasks: Mapping[str, Any]) -> None:
     """Raises InputError if a random flip would turn what a task tells apart as left and right, whose names stay."""
     flips = [step for step in steps if step.get("name") == "random_flip"]
-    for option, opposites in zip(("vertical", "horizontal"), inference.OPPOSITES):
+    for option, opposites in zip(("vertical", "horizontal"), laterality.OPPOSITES):
         for task, one in tasks.items() if any(flip.get(option) for flip in flips) else ():
-            if sides := inference.exchanged_names(inference.names_of(one), opposites):
+            if sides := laterality.exchanged_names(inference.names_of(one), opposites):
                 raise InputError(
                     f"config field streams.{stream}.transform: random_flip mirrors {sides} of the task {task!r} "
                     f"({option}), but their names stay; leave it out"

@@ -16,7 +16,6 @@ and with Up and Down if rows are turned.
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog
+from mediax import catalog, laterality
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.model import Model, Tree
 
 FLIPS = {"horizontal": (False, True), "vertical": (True, False), "both": (True, True)}  # whether (rows, columns) turn
 ROWS_AND_COLUMNS = (1, 2)  # of images f32[B,H,W,C]
-OPPOSITES = ({"up": "down", "down": "up"}, {"left": "right", "right": "left"})  # words, if (rows, columns) turn
 SIGMA = 1 / 8  # of a window's side
 
 Network = Callable[[jax.Array], dict[str, jax.Array]]  # images f32[B,H,W,C] -> the outputs of each task
@@ -140,28 +138,7 @@ def _turned_back(task: Any, output: jax.Array, turn: jax.Array) -> jax.Array:
     if hasattr(task, "mirrored"):
         return task.mirrored(output, turn)
     output = _mirrored(output, turn, getattr(task, "image_axes", ()))
-    return exchanged(output, turn, getattr(task, "output_names", ()), -1)
-
-
-def exchanged(output: jax.Array, turn: jax.Array, names: Sequence[str], axis: int) -> jax.Array:
-    """Lets opposite names of an output's `axis` trade places where `turn` bool[2], (rows, columns), says so."""
-    for turned, opposites in zip(turn, OPPOSITES):
-        order = partners(names, opposites)
-        if order != [*range(len(names))]:
-            output = jnp.where(turned, jnp.take(output, jnp.array(order), axis), output)
-    return output
-
-
-def partners(names: Sequence[str], opposites: Mapping[str, str]) -> list[int]:
-    """For each name the index of the one with `opposites` exchanged; its own where there is no such name."""
-    lower = [name.lower() for name in names]
-    opposite = [re.sub("[a-z]+", lambda word: opposites.get(word[0], word[0]), name) for name in lower]
-    return [lower.index(name) if name in lower else index for index, name in enumerate(opposite)]
-
-
-def exchanged_names(names: Sequence[str], opposites: Mapping[str, str]) -> list[str]:
-    """Those of the names that trade places with another one."""
-    return [name for index, name in enumerate(names) if partners(names, opposites)[index] != index]
+    return laterality.exchanged(output, turn, getattr(task, "output_names", ()), -1)
 
 
 def names_of(task: Any) -> Sequence[str]:

@@ -10,7 +10,7 @@ import pytest
 import toy
 from flax import nnx
 
-from mediax import evaluate, experiment, inference
+from mediax import evaluate, experiment, inference, laterality
 from mediax.errors import InputError
 from mediax.inference import Views
 from mediax.model import Model, part
@@ -192,11 +192,11 @@ def test_flips_of_an_ideal_network_change_nothing_left_or_right(flips, exclusive
 
 
 def test_what_has_no_opposite_stays():
-    up, left = inference.OPPOSITES
+    up, left = laterality.OPPOSITES
     names = ("Left Lung", "Heart", "Right Lung", "Left Clavicle", "Leftover", "Rightover")
-    assert inference.partners(names, left) == [2, 1, 0, 3, 4, 5]
+    assert laterality.partners(names, left) == [2, 1, 0, 3, 4, 5]
     ways = ("Orientation Up", "Orientation Down", "Orientation Left", "Orientation Right")
-    assert inference.partners(ways, left) == [0, 1, 3, 2] and inference.partners(ways, up) == [1, 0, 2, 3]
+    assert laterality.partners(ways, left) == [0, 1, 3, 2] and laterality.partners(ways, up) == [1, 0, 2, 3]
 
 
 @pytest.mark.parametrize("flips", FLIPS)

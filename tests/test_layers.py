@@ -35,6 +35,7 @@ LAYERS = (
         "rle",
         "annotations",
         "label_states",
+        "laterality",
         "raw_files",
     ),
     ("errors", "memory"),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog, figures, inference, metrics
+from mediax import catalog, figures, laterality, metrics
 from mediax.annotations import box_iou
 from mediax.batch import Batch
 from mediax.errors import InputError
@@ -86,7 +86,7 @@ class Task:
         Boxes of classes that differ by left and right trade places; see `mediax.inference`.
         """
         back = jnp.where(jnp.tile(turn, 2), 1 - predicted[..., jnp.array([2, 3, 0, 1])], predicted)
-        return inference.exchanged(back, turn, self.names, 1)
+        return laterality.exchanged(back, turn, self.names, 1)
 
     def count(self, batch: Batch) -> jax.Array:
         """Counts what the loss averages over: the known boxes."""
