@@ -85,6 +85,7 @@ PROTOCOLS = {
             "AUROC (mean over classes) and accuracy, every image is a case; of several labels it is the mean accuracy "
             "at a threshold of 0.5, the task's default",
             "Yang et al., Scientific Data 10, 41 (2023), evaluator of MedMNIST v2",
+            headline=("auroc/macro", "top1_accuracy", "accuracy/macro"),
         ),
         Protocol(
             "chestxray14/official",

@@ -151,12 +151,13 @@ def test_the_trivial_predictor_knows_the_mean_boxes_alone():
     np.testing.assert_allclose(trivial[4, :2], [true[:, 0].mean(0), true[1:, 1].mean(0)], rtol=1e-6)
 
 
-def test_head_pictures_and_findings(tmp_path):
+def test_head_pictures_and_findings(tmp_path, sheets):
     ((name, build),) = TASK.parts({4: 5, 8: 6}).items()
     assert name == "head/chest/boxes" and build(nnx.Rngs(0)).linear.kernel.shape == (6, 12)
     batch = make_batch()
     targets, predictions = {"boxes": true_boxes(batch)}, {"boxes": random_boxes((4, 3))}
-    TASK.draw_samples(tmp_path, "test", np.zeros((4, 24, 18, 1), np.float32), predictions, targets, {})
+    TASK.draw_samples(tmp_path, "test", np.zeros((3, 24, 18, 1), np.float32), predictions, targets, {})
+    assert sheets == [(3, 4)]
     assert min(Image.open(tmp_path / "samples_test.png").size) > 200
     found = TASK.findings(predictions, {}, 2, (12, 9))
     assert [box.label for box in found.boxes] == list(NAMES) and found.boxes[1].called

@@ -255,7 +255,7 @@ def test_the_trivial_predictor_calls_every_image_the_most_frequent_grade(options
     assert found["top1_accuracy"] == pytest.approx(21 / 24)
 
 
-def test_head_pictures_and_findings(tmp_path):
+def test_head_pictures_and_findings(tmp_path, sheets):
     for criterion in CRITERIA:
         ((name, build),) = make_task(criterion=criterion).parts({4: 5, 8: 6}).items()
         assert name == "head/eye/grade" and build(nnx.Rngs(0)).linear.kernel.shape == (6, WIDTHS[criterion])
@@ -263,6 +263,7 @@ def test_head_pictures_and_findings(tmp_path):
     predictions = {"grade": np.float32([0.1, 0.2, 2.9, 1.0, 2.2])}
     calibration = {"thresholds": [0.5, 1.5, 2.5], "shares": [0.25] * 4}
     task.draw_samples(tmp_path, "test", np.zeros((4, 8, 8, 1), np.float32), predictions, targets, calibration)
+    assert sheets == [(4, 5)]
     for path in (tmp_path / "confusion_test.png", tmp_path / "samples_test.png"):
         assert min(Image.open(path).size) > 200
     found = task.findings(predictions, calibration, 2, (8, 8))

@@ -390,12 +390,14 @@ def test_without_masks_there_are_probabilities_alone():
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_overlays_are_drawn(exclusive, tmp_path):
+def test_overlays_are_drawn(exclusive, tmp_path, sheets):
     task = replace(TASK, exclusive=exclusive)
     batch = make_batch(size=(16, 16), exclusive=exclusive)
     batch["mask_valid"][1] = False
     predictions, targets = evaluated(task, logits_of(batch, 3 + exclusive), batch)
-    task.draw_samples(tmp_path, "test", batch["image"], predictions, targets, task.calibrate(predictions, targets))
+    first = batch["image"][:2]
+    task.draw_samples(tmp_path, "test", first, predictions, targets, task.calibrate(predictions, targets))
+    assert sheets == [(2, len(batch["image"]))]
     assert (tmp_path / "samples_test.png").stat().st_size > 1000
 
 

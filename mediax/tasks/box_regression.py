@@ -169,6 +169,7 @@ class Task:
             images,
             classes=self.names,
             errors=1 - overlap,
+            total=len(predictions["boxes"]),
             captions=["no known box" if np.isnan(value) else f"mean IoU {value:.2f}" for value in overlap],
             truth=figures.Overlay(boxes=true, box_labels=labels),
             prediction=figures.Overlay(boxes=predicted, box_labels=labels),

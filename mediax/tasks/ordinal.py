@@ -213,6 +213,7 @@ class Task:
             images,
             classes=self.classes,
             errors=np.where(true < 0, np.nan, np.abs(decided - true))[:count],
+            total=len(decided),
             captions=[
                 f"grade {called} ({'unknown' if grade < 0 else f'true {grade}'}), expected {expected:.1f}"
                 for called, grade, expected in zip(decided[:count], true, blended)

@@ -270,6 +270,7 @@ class Task:
             images,
             classes=self.structures,
             errors=1 - dice,
+            total=len(targets["area"]),
             captions=["no known mask" if np.isnan(value) else f"mean Dice {value:.2f}" for value in dice],
             truth=figures.Overlay(masks=(targets["masks"][:count] > 0) & known),
             prediction=figures.Overlay(masks=called),
