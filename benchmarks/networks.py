@@ -57,7 +57,9 @@ NETWORKS = {
     "unet_plus_plus": Network(
         "unet_plus_plus", {}, "resnet", RESNET_50, "segmentation_models_pytorch UnetPlusPlus", CONVOLUTION
     ),
-    "upernet": Network("upernet", {}, "swin", {"variant": "tiny"}, "transformers UperNet", CONVOLUTION),
+    "upernet": Network(
+        "upernet", {}, "swin", {"variant": "tiny", "level_norms": True}, "transformers UperNet", CONVOLUTION
+    ),
     "mask_rcnn": Network(
         "mask_rcnn", {}, "resnet", {"variant": "50"}, "torchvision maskrcnn_resnet50_fpn", STATIC + CONVOLUTION
     ),

@@ -29,4 +29,4 @@ def partners(names: Sequence[str], opposites: Mapping[str, str]) -> list[int]:
 
 def exchanged_names(names: Sequence[str], opposites: Mapping[str, str]) -> list[str]:
     """Those of the names that trade places with another one."""
-    return [name for index, name in enumerate(names) if partners(names, opposites)[index] != index]
+    return [name for index, (name, partner) in enumerate(zip(names, partners(names, opposites))) if partner != index]
