@@ -60,6 +60,7 @@ VINBIGDATA_FINDINGS = (
 TBX11K_DETECTION = (
     "Liu et al., CVPR 2020 and IEEE TPAMI 2023; pycocotools, the scorer of their challenge not being public"
 )
+MEDMNIST = "Yang et al., Scientific Data 10, 41 (2023), evaluator of MedMNIST v2"
 MINIJSRT = "JSRT's miniJSRT exercises, which come without a scorer"
 
 PROTOCOLS = {
@@ -82,10 +83,16 @@ PROTOCOLS = {
         ),
         Protocol(
             "medmnist",
-            "AUROC (mean over classes) and accuracy, every image is a case; of several labels it is the mean accuracy "
-            "at a threshold of 0.5, the task's default",
-            "Yang et al., Scientific Data 10, 41 (2023), evaluator of MedMNIST v2",
-            headline=("auroc/macro", "top1_accuracy", "accuracy/macro"),
+            "AUROC and accuracy at a threshold of 0.5, the task's default, every image is a case; of several labels "
+            "both are the mean",
+            MEDMNIST,
+            headline=("auroc/macro", "accuracy/macro"),
+        ),
+        Protocol(
+            "medmnist/multi_class",
+            "AUROC (mean over classes) and accuracy of one class of each image, every image is a case",
+            MEDMNIST,
+            headline=("auroc/macro", "top1_accuracy"),
         ),
         Protocol(
             "chestxray14/official",
