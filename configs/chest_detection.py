@@ -67,7 +67,7 @@ MODELS = {
         "backbone": {
             "name": "swin",
             "channels": 1,
-            "options": {"variant": "large", "drop_path": 0.2, "level_norms": True},
+            "options": {"variant": "large_window12", "drop_path": 0.2, "level_norms": True},
         },
         **DINO,
     },
