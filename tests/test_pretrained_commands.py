@@ -139,6 +139,16 @@ def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(changed, t
     assert (tmp_path / "new" / "changed.safetensors").is_file()
 
 
+def test_norms_of_levels_are_recognised(tmp_path, capsys):
+    shapes = json.loads(str(compare.load("swin_names")["names"]))["swin/tiny/authors"]
+    tensors = {name: shape for name, shape in shapes.items() if not re.match(r"(head|norm)\.", name)}
+    tensors |= {f"norm{level}.{word}": (96 * 2**level,) for level in (1, 2, 3) for word in ("weight", "bias")}  # DINO's
+    save_file({name: np.zeros(shape, np.float16) for name, shape in tensors.items()}, tmp_path / "swin.safetensors")
+    assert main(["convert", str(tmp_path / "swin.safetensors"), "--to", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"  backbone swin, variant tiny with level_norms: \d+ tensors used\nwritten", printed)
+
+
 def test_a_tensor_of_another_shape_is_said_with_both_shapes(changed, tmp_path, capsys):
     path = changed(conv1_weight=np.zeros((64, 4, 7, 7), np.float32))
     assert main(["convert", path, "--to", str(tmp_path / "new")]) == 0

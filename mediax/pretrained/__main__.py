@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import os
 import shutil
 import sys
@@ -271,11 +272,22 @@ def _nearest(body: Body) -> Fit:
 
 
 def _fit_variant(body: Body, variant: str, channels: int) -> Fit:
-    build = lambda: body.source.Backbone(variant=variant, in_channels=channels, rngs=nnx.Rngs(0))  # noqa: E731
-    return _fit(variant, nnx.eval_shape(build), body.arrays)
+    options = _optional(body)
+    build = lambda: body.source.Backbone(variant=variant, in_channels=channels, **options, rngs=nnx.Rngs(0))  # noqa: E731
+    return _fit(variant, nnx.eval_shape(build), body.arrays, optional=tuple(options))
 
 
-def _fit(variant: str, module: nnx.Module, arrays: Mapping[pretrained.Path, np.ndarray]) -> Fit:
+def _optional(body: Body) -> dict[str, bool]:
+    """The options of a backbone whose parameters a classifier's file lacks, if this file has them."""
+    first = {path[0] for path in body.arrays}
+    known = inspect.signature(body.source.Backbone.__init__).parameters
+    return {name: True for name in getattr(body.source, "OPTIONAL", ()) if name in first and name in known}
+
+
+def _fit(
+    variant: str, module: nnx.Module, arrays: Mapping[pretrained.Path, np.ndarray], optional: Sequence[str] = ()
+) -> Fit:
+    """How the tensors fit the network, of which those whose path begins with an `optional` name need not be there."""
     state = nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat)))
     expected = {path: leaf.shape for path, leaf in state}
     shared = [path for path in expected if path in arrays]
@@ -283,7 +295,7 @@ def _fit(variant: str, module: nnx.Module, arrays: Mapping[pretrained.Path, np.n
         variant,
         used=_joined(path for path in shared if arrays[path].shape == expected[path]),
         left_over=_joined(path for path in arrays if path not in expected),
-        missing=_joined(path for path in expected if path not in arrays),
+        missing=_joined(path for path in expected if path not in arrays and path[0] not in optional),
         other_shape=tuple(
             f"{name} ({list(arrays[path].shape)} in the file, {list(expected[path])} in the network)"
             for path, name in zip(shared, _joined(shared))
@@ -301,7 +313,8 @@ def _report(body: Body | None, fit: Fit | None, head: Head | None) -> Iterator[s
     if body is None:
         yield "backbone: none knows the names of this one"
     else:
-        yield f"backbone {body.name}, variant {fit.variant}: {len(fit.used)} tensors used"
+        options = "".join(f" with {name}" for name in _optional(body))
+        yield f"backbone {body.name}, variant {fit.variant}{options}: {len(fit.used)} tensors used"
         yield from (f"  {line}" for line in fit.lines())
         yield from (f"  left over: head/{name}" for name in _joined(body.classifier))
     if head is not None:
