@@ -72,7 +72,7 @@ EVALUATION = {
     "split": "validation",
     "batch_size": 0,  # default: the stream's
     "transform": (),
-    "flips": (),  # mirrored copies that the network sees too: horizontal, vertical, both; outputs are averaged
+    "flips": (),  # mirrored copies seen too: horizontal, vertical, both; outputs are averaged, found boxes merged
     "shift": 0,  # pixels by which eight more copies that it sees are moved; outputs of whole images are averaged
     "window": (),  # (height, width): larger images are seen in overlapping windows (default: as a whole)
     "overlap": 0.5,  # fraction of a window's sides that neighbours share at least

@@ -7,7 +7,9 @@ side shorter than the window's is padded with zeros, black, as transforms pad, a
 
 A task says by its `image_axes` which axes of its outputs are the rows and the columns of the image: two, or none where
 an output is of the image as a whole. A task without that attribute has outputs that cannot be put together, unless it
-turns those of a mirrored image back itself, in a method `mirrored`, for flips alone.
+turns those of a mirrored image back itself, in a method `mirrored`, for flips alone. Where a mean means nothing, as of
+boxes that were found, it has a method `merged`, too: it makes one of the outputs of the views, which lie along a first
+axis, those of the image itself first.
 
 In an image whose columns are turned, what is called left is seen where the right is. So of a task that names the last
 axis of its outputs, by `output_names`, those of names that are each other's with Left and Right exchanged trade places,
@@ -28,12 +30,13 @@ from mediax import catalog, laterality
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.model import Model, Tree
+from mediax.operators import mirror
 
 FLIPS = {"horizontal": (False, True), "vertical": (True, False), "both": (True, True)}  # whether (rows, columns) turn
 ROWS_AND_COLUMNS = (1, 2)  # of images f32[B,H,W,C]
 SIGMA = 1 / 8  # of a window's side
 
-Network = Callable[[jax.Array], dict[str, jax.Array]]  # images f32[B,H,W,C] -> the outputs of each task
+Network = Callable[[jax.Array], dict[str, Any]]  # images f32[B,H,W,C] -> the outputs of each task
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
         advice = f"or name other tasks in {field}.tasks"
         if views.flips and axes is None and not hasattr(task, "mirrored"):
             raise InputError(
-                f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and averaged; "
-                f"leave it empty, {advice}"
+                f"config field {field}.flips: the outputs of the task {name!r} cannot be flipped back and put "
+                f"together; leave it empty, {advice}"
             )
         if views.shift and axes != ():
             raise InputError(
@@ -88,19 +91,19 @@ def check(views: Views, tasks: Mapping[str, Any], field: str) -> None:
 
 def forward(
     model: Model, tasks: Mapping[str, Any], params: Tree, batch_stats: Tree, batch: Batch, views: Views
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Runs the network in inference mode on all views of the images; gives the outputs of each task, as `apply` does.
 
     Views are taken one after another, so that memory is that of one window, beside the whole image's outputs. Nothing
     of the batch but its images is moved.
     """
 
-    def network(image: jax.Array) -> dict[str, jax.Array]:
+    def network(image: jax.Array) -> dict[str, Any]:
         return model.forward(tasks, params, batch_stats, batch | {"image": image}, key=jax.random.key(0))[0]
 
     axes = {name: getattr(task, "image_axes", ()) for name, task in tasks.items()}
     if views.shift:
-        network = _with_shifts(network, views.shift)
+        network = _with_shifts(network, views.shift, tasks)
     if views.flips:
         network = _with_flips(network, views.flips, tasks)
     if views.window:
@@ -108,36 +111,40 @@ def forward(
     return network(batch["image"])
 
 
-def _with_shifts(network: Network, shift: int) -> Network:
+def _with_shifts(network: Network, shift: int, tasks: Mapping[str, Any]) -> Network:
     """The mean of what a network says of images and of their copies that are moved by `shift` pixels."""
     corners = jnp.array(list(itertools.product((0, shift, 2 * shift), repeat=2)))
 
-    def averaged(image: jax.Array) -> dict[str, jax.Array]:
+    def averaged(image: jax.Array) -> dict[str, Any]:
         padded = jnp.pad(image, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-        return _mean(lambda corner: network(jax.lax.dynamic_slice(padded, (0, *corner, 0), image.shape)), corners)
+
+        def moved(corner: jax.Array) -> dict[str, Any]:
+            return network(jax.lax.dynamic_slice(padded, (0, *corner, 0), image.shape))
+
+        return _together(moved, corners, tasks)
 
     return averaged
 
 
 def _with_flips(network: Network, flips: Sequence[str], tasks: Mapping[str, Any]) -> Network:
-    """The mean of what a network says of images and of their mirrored copies."""
+    """What a network says of images and of their mirrored copies, put together."""
     turns = jnp.array([(False, False), *(FLIPS[flip] for flip in flips)])
 
-    def averaged(image: jax.Array) -> dict[str, jax.Array]:
-        def turned(turn: jax.Array) -> dict[str, jax.Array]:
-            outputs = network(_mirrored(image, turn, ROWS_AND_COLUMNS))
+    def of_all(image: jax.Array) -> dict[str, Any]:
+        def turned(turn: jax.Array) -> dict[str, Any]:
+            outputs = network(mirror.pixels(image, turn, ROWS_AND_COLUMNS))
             return {name: _turned_back(tasks[name], output, turn) for name, output in outputs.items()}
 
-        return _mean(turned, turns)
+        return _together(turned, turns, tasks)
 
-    return averaged
+    return of_all
 
 
-def _turned_back(task: Any, output: jax.Array, turn: jax.Array) -> jax.Array:
+def _turned_back(task: Any, output: Any, turn: jax.Array) -> Any:
     """What a task would say of images, from what it says of their mirrored copies."""
     if hasattr(task, "mirrored"):
         return task.mirrored(output, turn)
-    output = _mirrored(output, turn, getattr(task, "image_axes", ()))
+    output = mirror.pixels(output, turn, getattr(task, "image_axes", ()))
     return laterality.exchanged(output, turn, getattr(task, "output_names", ()), -1)
 
 
@@ -147,22 +154,22 @@ def names_of(task: Any) -> Sequence[str]:
     return next(filter(None, found), ())
 
 
-def _mean(outputs_of: Callable[[jax.Array], dict[str, jax.Array]], views: jax.Array) -> dict[str, jax.Array]:
-    """The mean of the outputs of the `views`, one along the first axis after another."""
+def _together(
+    outputs_of: Callable[[jax.Array], dict[str, Any]], views: jax.Array, tasks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The mean of the outputs of the `views`, one along the first axis after another, or what a task merges them to."""
+    merging = [name for name, task in tasks.items() if hasattr(task, "merged")]
 
     def add(total, view):
-        return jax.tree.map(jnp.add, total, outputs_of(view)), None
+        outputs = outputs_of(view)
+        summed = {name: jax.tree.map(jnp.add, total[name], outputs[name]) for name in total}
+        return summed, {name: outputs[name] for name in merging}
 
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs_of, views[0]))
-    total, _ = jax.lax.scan(add, zeros, views)
-    return jax.tree.map(lambda one: one / len(views), total)
-
-
-def _mirrored(array: jax.Array, turn: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Turns the two `axes` round where `turn` bool[2] says so; an array that has none stays as it is."""
-    for axis, turned in zip(axes, turn):
-        array = jnp.where(turned, jnp.flip(array, axis), array)
-    return array
+    shapes = jax.eval_shape(outputs_of, views[0])
+    zeros = {name: jax.tree.map(jnp.zeros_like, one) for name, one in shapes.items() if name not in merging}
+    total, stacked = jax.lax.scan(add, zeros, views)
+    means = jax.tree.map(lambda one: one / len(views), total)
+    return means | {name: tasks[name].merged(outputs) for name, outputs in stacked.items()}
 
 
 def _in_windows(network: Network, window: Sequence[int], overlap: float, axes: Mapping[str, Sequence[int]]) -> Network:

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mediax.annotations import box_iou
 from mediax.batch import check, pad_boxes
 from mediax.errors import InputError
 from mediax.model import named_key, part
@@ -194,6 +195,74 @@ def coco_mask_ap(encoded):
     evaluation.accumulate()
     evaluation.summarize()
     return pytest.approx(evaluation.stats[0])
+
+
+def test_boxes_of_views_are_merged_as_by_hand():
+    """Three views of two images, three boxes each, IoU 0.6 and 1/3 for boxes that are off by 1/4 and by 1/2."""
+    near, far = [0.0, 0.25, 1.0, 1.25], [0.0, 0.5, 1.0, 1.5]
+    one, other, none = [0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]
+    views = [  # (box, score, label)
+        [[(one, 0.5, 0), (other, 0.2, 1), (none, 0.0, 0)], [(none, 0.0, 0)] * 3],
+        [[(near, 0.8, 0), (one, 0.4, 1), (none, 0.0, 0)], [(one, 0.0, 0)] * 3],
+        [[(far, 0.3, 0), (other, 0.2, 1), (near, 0.8, 0)], [(none, 0.0, 0), (other, 0.1, 2), (none, 0.0, 0)]],
+    ]
+    array = lambda part: np.array([[[box[part] for box in row] for row in view] for view in views])  # noqa: E731
+    outputs = {
+        "boxes": array(0).astype(np.float32),
+        "scores": array(1).astype(np.float32),
+        "labels": array(2),
+        "masks": np.arange(18.0).reshape(3, 2, 3, 1, 1),  # a number for each box, to know it again
+        "losses": {"class": np.arange(6.0).reshape(3, 2)},
+    }
+    found = jax.jit(Task("chest/boxes", CLASSES).merged)(outputs)
+    # First image: `near` drops its double, `one` of class 0 (0.6) and `far` (0.6); of class 1, `one` stays, and of the
+    # two that are alike the first. Second image: one box that has a score.
+    expected = [[(near, 0.8, 0), (one, 0.4, 1), (other, 0.2, 1)], [(other, 0.1, 2), (none, 0.0, 0), (none, 0.0, 0)]]
+    for name, part_of in (("boxes", 0), ("scores", 1)):
+        np.testing.assert_allclose(found[name], [[box[part_of] for box in row] for row in expected], rtol=1e-6)
+    assert found["labels"][0].tolist() == [0, 1, 1] and found["labels"][1, 0] == 2
+    assert found["masks"][0].ravel().tolist() == [6, 7, 1] and found["masks"][1, 0] == 16
+    assert found["losses"]["class"].tolist() == [0, 1]
+
+
+def test_of_merged_boxes_the_best_are_kept_within_each_class():
+    """Against the definition, one box after the other, on random boxes of four images that a second view finds too."""
+    found, _ = split(images=4)
+    rng = np.random.default_rng(1)
+    views = {name: np.stack([array, array]) for name, array in found.items()} | {"losses": {}}
+    views["boxes"][1] += rng.normal(0, 0.03, found["boxes"].shape)
+    views["scores"] *= rng.random(views["scores"].shape, np.float32)
+    found = Task("chest/boxes", CLASSES).merged(views)
+    assert found["boxes"].shape == (4, 8, 4)
+    for row in range(4):
+        boxes, scores, labels = (np.concatenate(views[name][:, row]) for name in ("boxes", "scores", "labels"))
+        overlap, kept = box_iou(boxes[:, None], boxes), []
+        for index in np.argsort(-scores, kind="stable")[: (scores > 0).sum()]:
+            if all(overlap[index, better] <= 0.5 or labels[index] != labels[better] for better in kept):
+                kept.append(index)
+        assert len(kept) < (scores > 0).sum()
+        count = min(len(kept), 8)
+        assert (found["scores"][row] > 0).sum() == count
+        for name, values in (("boxes", boxes), ("scores", scores), ("labels", labels)):
+            np.testing.assert_array_equal(found[name][row][:count], values[kept[:8]])
+
+
+def test_what_was_found_in_a_mirrored_image_is_turned_back():
+    task = Task("chest/boxes", ("Left Nodule", "Mass", "Right Nodule"))
+    outputs = {
+        "boxes": jnp.array([[[0.1, 0.2, 0.3, 0.6]] * 2]),
+        "scores": jnp.array([[0.9, 0.8]]),
+        "labels": jnp.array([[0, 1]]),
+        "masks": jnp.arange(8.0).reshape(1, 2, 2, 2),
+        "losses": {"class": jnp.array([3.0])},
+    }
+    back = task.mirrored(outputs, jnp.array([False, True]))
+    np.testing.assert_allclose(back["boxes"][0, 0], [0.1, 0.4, 0.3, 0.8], rtol=1e-6)
+    assert back["labels"].tolist() == [[2, 1]] and back["masks"][0, 0].tolist() == [[1, 0], [3, 2]]
+    assert back["scores"] is outputs["scores"] and back["losses"] is outputs["losses"]
+    back = task.mirrored(outputs, jnp.array([True, False]))
+    np.testing.assert_allclose(back["boxes"][0, 0], [0.7, 0.2, 0.9, 0.6], rtol=1e-6)
+    assert back["labels"].tolist() == [[0, 1]] and back["masks"][0, 0].tolist() == [[2, 3], [0, 1]]
 
 
 def test_samples_are_drawn(tmp_path, sheets):

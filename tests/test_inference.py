@@ -17,6 +17,7 @@ from mediax.model import Model, part
 from mediax.predict import make_predict_step
 from mediax.tasks.box_regression import Task as BoxRegression
 from mediax.tasks.classification import Task as Classification
+from mediax.tasks.detection import Task as Detection
 from mediax.tasks.regression import Task as Regression
 from mediax.tasks.segmentation import Task as Segmentation
 
@@ -199,23 +200,29 @@ def test_what_has_no_opposite_stays():
     assert laterality.partners(ways, left) == [0, 1, 3, 2] and laterality.partners(ways, up) == [1, 0, 2, 3]
 
 
+def _bright_box(image):
+    """The smallest box around what is bright in the first channel of an image f32[H,W,C]."""
+    bright = image[..., 0] > 0.5
+    rows, columns = jnp.indices(bright.shape)
+    low = [jnp.where(bright, place, 99).min() for place in (rows, columns)]
+    high = [jnp.where(bright, place, -1).max() + 1 for place in (rows, columns)]
+    return jnp.stack([*low, *high]) / jnp.tile(jnp.array(bright.shape), 2)
+
+
+def _halves(image):
+    """The left and the right half of images f32[B,H,W,C], the other half being dark."""
+    columns, half = jnp.arange(image.shape[2])[:, None], image.shape[2] // 2
+    return [image * (columns < half), image * (columns >= half)]
+
+
 @pytest.mark.parametrize("flips", FLIPS)
 def test_flips_of_boxes_are_turned_back_and_averaged(flips, monkeypatch):
     """Boxes of the two sides of an image, which lie by what is brightest there: an ideal network gives them always."""
     task = BoxRegression(name="a/boxes", structures=("Left Lung", "Right Lung", "Heart"))
 
     def apply(self, run, pyramid, batch):
-        def box(image):
-            bright = image[..., 0] > 0.5
-            rows, columns = jnp.indices(bright.shape)
-            low = [jnp.where(bright, place, 99).min() for place in (rows, columns)]
-            high = [jnp.where(bright, place, -1).max() + 1 for place in (rows, columns)]
-            return jnp.stack([*low, *high]) / jnp.tile(jnp.array(bright.shape), 2)
-
-        image, half = batch["image"], batch["image"].shape[2] // 2
-        columns = jnp.arange(2 * half)[:, None]
-        sides = [image * (columns < half), image * (columns >= half), image]
-        return jnp.stack([jax.vmap(box)(side) for side in sides], 1)
+        sides = [*_halves(batch["image"]), batch["image"]]
+        return jnp.stack([jax.vmap(_bright_box)(side) for side in sides], 1)
 
     monkeypatch.setattr(BoxRegression, "parts", lambda self, channels: {})
     monkeypatch.setattr(BoxRegression, "apply", apply)
@@ -229,6 +236,99 @@ def test_flips_of_boxes_are_turned_back_and_averaged(flips, monkeypatch):
         inference.check(Views(shift=1), {"boxes": task}, "evaluations.test")
     with pytest.raises(InputError, match="window: the outputs of the task 'boxes' have no pixels"):
         inference.check(Views(window=(8, 8)), {"boxes": task}, "evaluations.test")
+
+
+NODULES = ("Left Nodule", "Right Nodule")
+FINDER = Detection("a/boxes", NODULES, head={"name": "mask_rcnn"})
+MOST = 3  # detections of an image
+
+
+def _finds_nodules(halves):
+    """A detector of one nodule of 4 x 4 pixels in each of the `halves` of what it sees, 0 left and 1 right."""
+
+    def apply(self, run, pyramid, batch):
+        def find(image):
+            box, there = _bright_box(image), (image[..., 0] > 0.5).any()
+            corner = jnp.round(box[:2] * jnp.array(image.shape[:2])).astype(jnp.int32)
+            mask = jax.lax.dynamic_slice(image[..., 1], corner, (4, 4))
+            return jnp.where(there, box, 0), jnp.where(there, image[..., 0].max(), 0), mask
+
+        seen = jnp.stack([_halves(batch["image"])[half] for half in halves], 1)
+        found = zip(("boxes", "scores", "masks"), jax.vmap(jax.vmap(find))(seen), strict=True)
+        padding = MOST - len(halves)
+        outputs = {name: jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)]) for name, x in found}
+        labels = jnp.array([*halves, *[0] * padding])
+        loss = batch["image"].mean((1, 3)) @ jnp.arange(batch["image"].shape[2], dtype=jnp.float32)
+        return outputs | {"labels": jnp.tile(labels, (len(loss), 1)), "losses": {"class": loss}}
+
+    return apply
+
+
+def _nodules():
+    """A batch of three images: two nodules, one on the right, none; half of each nodule is its mask."""
+    image = np.zeros((3, 16, 24, 2), np.float32)
+    mask = np.float32(np.arange(4)[:, None] >= np.arange(4))
+    batch = {"boxes": np.zeros((3, 2, 4), np.float32), "box_labels": np.zeros((3, 2), np.int32)}
+    batch |= {"box_valid": np.zeros((3, 2), bool), "masks": np.zeros((3, 16, 24, 2), np.uint8)}
+    for row, place, label, top, left, score in ((0, 0, 0, 3, 2, 0.9), (0, 1, 1, 9, 17, 0.7), (1, 0, 1, 1, 13, 0.8)):
+        here = np.s_[row, top : top + 4, left : left + 4]
+        image[here] = np.stack([np.full((4, 4), score), mask], -1)
+        batch["masks"][(*here, label)] = mask
+        batch["boxes"][row, place] = np.array([top, left, top + 4, left + 4]) / [16, 24, 16, 24]
+        batch["box_labels"][row, place], batch["box_valid"][row, place] = label, True
+    return batch | {"image": image, "valid": np.ones(3, bool)}
+
+
+def _detected(halves, flips, monkeypatch):
+    """What the step that evaluates gives of a detector of nodules in some halves of images."""
+    monkeypatch.setattr(Detection, "parts", lambda self, channels: {})
+    monkeypatch.setattr(Detection, "apply", _finds_nodules(halves))
+    tasks, batch, views = {"boxes": FINDER}, _nodules(), Views(flips=flips)
+    inference.check(views, tasks, "evaluations.test")
+    model, variables = _network(tasks)
+    evaluated = evaluate.make_predict_step(model, tasks, toy.training().mesh, views)(*variables, batch)["boxes"]
+    return batch, jax.device_get(evaluated)
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_flips_of_an_ideal_detector_change_nothing(flips, monkeypatch):
+    """Boxes, classes, scores, masks, loss and average precision are those of the image alone, none is there twice."""
+    _, whole = _detected((0, 1), (), monkeypatch)
+    _, seen = _detected((0, 1), flips, monkeypatch)
+    assert (seen["predictions"]["scores"] > 0).sum(1).tolist() == [2, 1, 0]
+    assert seen["loss"] == whole["loss"] and seen["count"] == 3
+    for row in range(3):
+        kept, found = (np.argsort(-each["predictions"]["scores"][row])[: 2 - row] for each in (whole, seen))
+        for name in ("boxes", "scores", "labels", "masks", "mask_iou"):
+            expected = whole["predictions"][name][row, kept]
+            np.testing.assert_allclose(seen["predictions"][name][row, found], expected, atol=1e-6)
+    np.testing.assert_array_equal(seen["predictions"]["structures"], whole["predictions"]["structures"])
+    expected, found = (
+        {
+            figure.name: figure.value
+            for figure in FINDER.metrics(each["predictions"], each["targets"], calibration={}, resamples=0)
+        }
+        for each in (whole, seen)
+    )
+    assert found == pytest.approx(expected) and found["ap/macro"] == pytest.approx(1) and found["mask_ap50/macro"] > 0
+
+
+def test_a_mirrored_copy_shows_a_detector_what_it_missed(monkeypatch):
+    """One that finds the left nodule alone finds the right one in the mirrored image, and it is called right."""
+    batch, seen = _detected((0,), ("horizontal",), monkeypatch)
+    found = seen["predictions"]
+    np.testing.assert_allclose(found["scores"], [[0.9, 0.7, 0], [0.8, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found["boxes"][:, :2], batch["boxes"], atol=1e-6)
+    assert found["labels"][0, :2].tolist() == [0, 1] and found["labels"][1, 0] == 1
+    assert (found["structures"].any((1, 2)) == batch["masks"].any((1, 2))).all()
+
+
+def test_a_detector_sees_neither_shifted_copies_nor_windows():
+    tasks = {"boxes": FINDER}
+    with pytest.raises(InputError, match="shift: the outputs of the task 'boxes' are of places"):
+        inference.check(Views(shift=1), tasks, "evaluations.test")
+    with pytest.raises(InputError, match="window: the outputs of the task 'boxes' have no pixels"):
+        inference.check(Views(window=(8, 8)), tasks, "evaluations.test")
 
 
 @pytest.mark.parametrize("shift", [1, 3])

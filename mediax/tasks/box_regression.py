@@ -20,7 +20,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Box, Findings
 from mediax.model import Build
-from mediax.operators import boxes
+from mediax.operators import boxes, mirror
 
 LOSSES = ("smooth_l1", "giou")
 PER_CLASS = ("iou", "iou_at_least_50")
@@ -85,8 +85,7 @@ class Task:
 
         Boxes of classes that differ by left and right trade places; see `mediax.inference`.
         """
-        back = jnp.where(jnp.tile(turn, 2), 1 - predicted[..., jnp.array([2, 3, 0, 1])], predicted)
-        return laterality.exchanged(back, turn, self.names, 1)
+        return laterality.exchanged(mirror.boxes(predicted, turn), turn, self.names, 1)
 
     def count(self, batch: Batch) -> jax.Array:
         """Counts what the loss averages over: the known boxes."""

@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import box_metrics, catalog, figures, metrics
+from mediax import box_metrics, catalog, figures, laterality, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Box, Findings, mask_of_box
 from mediax.model import Build
-from mediax.operators import paste
+from mediax.operators import mirror, paste
+from mediax.operators.nms import nms
 
 TARGETS = ("boxes", "box_labels", "box_valid")
+FOUND = ("boxes", "scores", "labels", "masks")  # what a head says of each box; masks, if it learns them
+DUPLICATE_IOU = 0.5  # above it two boxes of one class, found in views of one image, are one: MMDetection's default
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,29 @@ class Task:
             targets |= self._masks(batch)
         return run(f"head/{self.name}", pyramid, batch["image"].shape[1:3], targets)
 
+    def mirrored(self, outputs: Mapping[str, Any], turn: jax.Array) -> dict[str, Any]:
+        """Turns what was found in images back whose (rows, columns) are mirrored where `turn` bool[2] says so.
+
+        Classes that differ by left and right trade places; see `mediax.inference`. The losses stay: they are those of
+        the image itself alone, see `merged`.
+        """
+        names = laterality.exchanged(jnp.arange(len(self.box_classes)), turn, self.box_classes, 0)
+        back = {"boxes": mirror.boxes(outputs["boxes"], turn), "labels": names[outputs["labels"]]}
+        if "masks" in outputs:
+            back["masks"] = mirror.pixels(outputs["masks"], turn, (2, 3))
+        return dict(outputs) | back
+
+    def merged(self, views: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes one of what was found in V views of images, boxes f32[V,B,D,4]: the best D boxes, best first.
+
+        By suppression within each class, as MMDetection's DetTTAModel and detectron2's GeneralizedRCNNWithTTA do it:
+        of boxes that overlap by more than `DUPLICATE_IOU` the best stays as it is, with its score and its mask (where
+        detectron2 finds the masks of all views for it, and averages them). Losses are those of the first view.
+        """
+        together = {name: jnp.concatenate(array, 1) for name, array in _found(views).items()}
+        best = jax.vmap(partial(_without_duplicates, most=views["boxes"].shape[2]))(together)
+        return {"losses": jax.tree.map(lambda loss: loss[0], views["losses"])} | best
+
     def count(self, batch: Batch) -> jax.Array:
         """Counts what the loss averages over: images with known boxes, or their boxes, as the head's reference does."""
         self._check(batch)
@@ -99,7 +125,7 @@ class Task:
         and masks `mask_iou` f32[B,D,N], the overlap with the mask of each true box, and the `structures` u8[B,H,W,K]
         of the boxes with a score of `shown` or more.
         """
-        found = {name: outputs[name] for name in ("boxes", "scores", "labels", "masks") if name in outputs}
+        found = _found(outputs)
         if "masks" in found and "boxes" in batch:
             shown = found["scores"] >= self._least_shown()
             compare = partial(paste.compare, size=batch["image"].shape[1:3], classes=len(self.box_classes))
@@ -263,6 +289,18 @@ class Task:
         if masks is None:
             masks = jax.vmap(paste.class_inside)(batch["masks"], batch["boxes"], batch["box_labels"])
         return {"box_masks": masks, "mask_valid": known}
+
+
+def _found(outputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {name: outputs[name] for name in FOUND if name in outputs}
+
+
+def _without_duplicates(found: Mapping[str, jax.Array], most: int) -> dict[str, jax.Array]:
+    """Keeps of the boxes f32[N,4] that were found in one image the best `most` that duplicate no better one."""
+    boxes, scores, labels = (found[name] for name in ("boxes", "scores", "labels"))
+    index, kept = nms(boxes, scores, iou_threshold=DUPLICATE_IOU, labels=labels, valid=scores > 0, max_boxes=most)
+    best = {name: array[index] for name, array in found.items()}
+    return best | {"boxes": jnp.where(kept[:, None], best["boxes"], 0), "scores": jnp.where(kept, best["scores"], 0)}
 
 
 def _captions(known: np.ndarray) -> list[str]:
