@@ -105,10 +105,10 @@ def samples(
     predict_step: Callable[..., Tree],
     variables: tuple[Tree, Tree],
     evaluation: Evaluation,
+    mesh: Mesh,
     collected: Collected,
     name: str,
     calibration: Mapping[str, Any],
-    mesh: Mesh,
 ) -> Samples:
     """The best, the worst and some random rows of the split, as the task `name` judges them, with their pictures.
 
@@ -123,7 +123,7 @@ def samples(
     if hasattr(task, "companions"):
         needed[task.companions(predictions, np.flatnonzero(needed), groups)] = True
     rows = np.flatnonzero(_of_first_process(needed))
-    pictures = _pictures(predict_step, variables, evaluation, rows, mesh)
+    pictures = _pictures(predict_step, variables, evaluation, mesh, rows)
     return Samples(
         sections={title: np.searchsorted(rows, shown) for title, shown in chosen.items()},
         images=pictures["images"],
@@ -137,8 +137,8 @@ def _pictures(
     predict_step: Callable[..., Tree],
     variables: tuple[Tree, Tree],
     evaluation: Evaluation,
-    rows: np.ndarray,
     mesh: Mesh,
+    rows: np.ndarray,
 ) -> Tree:
     """The `images` of some rows, and of each task the `predictions` and `targets` that are pictures."""
     outputs, valids = [], []

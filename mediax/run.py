@@ -96,10 +96,10 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
         step = training.predict_steps[evaluation.rows]
         for scored in evaluate.score(evaluation, rows, calibration, resamples=training.resamples):
             results.append(_result(scored))
-            of_task = scored.task, calibration[scored.task]
-            samples = evaluate.samples(step, variables, evaluation, rows, *of_task, training.mesh)
+            of_task = calibration[scored.task]
+            samples = evaluate.samples(step, variables, evaluation, training.mesh, rows, scored.task, of_task)
             if jax.process_index() == 0:
-                _draw(workdir, scored, rows, samples, calibration[scored.task])
+                _draw(workdir, scored, rows, samples, of_task)
                 _save_predictions(workdir / "predictions", scored, rows)
     if jax.process_index() == 0:
         # Plain for tasks to take back as they gave it: a threshold that does not exist stays NaN.

@@ -129,7 +129,7 @@ def _samples(evaluation, name=TASK, views=inference.WHOLE):
     step = evaluate.make_predict_step(training.model, spied.tasks, training.mesh, views)
     variables = training.model.init(jax.random.key(0))
     found = evaluate.collect(step, variables, spied, training.mesh)
-    samples = evaluate.samples(step, variables, spied, found, name, {}, training.mesh)
+    samples = evaluate.samples(step, variables, spied, training.mesh, found, name, {})
     assert read[0] is None and len(read) == 2
     return found, samples, read[1]
 
