@@ -253,6 +253,17 @@ def operating_points(scores: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(np.diff(scores), 1)[: len(scores)])
 
 
+def f1_of_images(boxes: Boxes, iou: float = 0.5) -> np.ndarray:
+    """F1 of the boxes of each image f64[images], at `iou` or more; 1 where there is none and none was found."""
+    right = np.zeros(len(boxes.true))
+    of_images = boxes._replace(patients=np.arange(len(right)))
+    for label in range(len(boxes.classes)):
+        matched = match_best(of_images, label, iou, reached=True)
+        np.add.at(right, matched.patients, matched.hits[0])
+    both = np.array([len(found["boxes"]) + len(true["boxes"]) for found, true in zip(*boxes[:2])])
+    return np.where(both > 0, 2 * right / np.maximum(both, 1), 1.0)
+
+
 def match_coco(boxes: Boxes, label: int) -> Matched:
     """Lets pycocotools match the detections of one class to its true boxes."""
     from pycocotools.cocoeval import COCOeval

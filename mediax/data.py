@@ -144,22 +144,28 @@ def evaluation_batches(
     max_boxes: int = MAX_BOXES,
     second_view: Sequence[Mapping[str, Any]] = (),
     process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yields every row of `source` exactly once in order; the last batch is padded with rows that are not valid."""
-    index, count = process
-    rows = -(-batch_size // count)
-    prepare = _example(read, transform, max_boxes, second_view)
-    total = -(-len(source) // (rows * count)) * rows * count
+    """Yields every row of `source` exactly once in order, or those in `rows` alone, each as it is among all.
 
-    def example(row: int) -> dict[str, Any]:
+    The last batch is padded with rows that are not valid.
+    """
+    index, count = process
+    share = -(-batch_size // count)
+    prepare = _example(read, transform, max_boxes, second_view)
+    order = range(len(source)) if rows is None else rows
+    total = -(-len(order) // (share * count)) * share * count
+
+    def example(place: int) -> dict[str, Any]:
+        row = int(order[min(place, len(order) - 1)])
         # Evaluation transforms draw nothing; a fixed generator per row keeps one that does repeatable.
-        fields = prepare.random_map(source[min(row, len(source) - 1)], np.random.default_rng(row))
-        return fields | {"valid": row < len(source)}
+        fields = prepare.random_map(source[row], np.random.default_rng(row))
+        return fields | {"valid": place < len(order)}
 
     def batch(first: int) -> Batch:
-        return stack([example(row) for row in range(first + index * rows, first + (index + 1) * rows)])
+        return stack([example(place) for place in range(first + index * share, first + (index + 1) * share)])
 
-    dataset = grain.MapDataset.range(0, total, rows * count).map(batch)
+    dataset = grain.MapDataset.range(0, total, share * count).map(batch)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 

@@ -14,16 +14,17 @@ from mediax import inference, protocols, sharding
 from mediax.batch import HOST_FIELDS, Batch, device_fields
 from mediax.metrics import Metric
 from mediax.model import Model, Tree
+from mediax.samples import Samples, choose
 
-PICTURES = 64  # rows of a split, the first ones, whose pictures are kept: sheets of samples choose among these
 PICTURE_AXES = 4  # arrays with as many axes are pictures, f[B,H,W,S]: a whole split of them does not fit in memory
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A split to evaluate: `batches()` yields it once; `calibrate_on` names the evaluation that fixes thresholds.
+    """A split to evaluate: `batches()` yields it once, `batches(rows=...)` these rows alone.
 
-    Evaluations with the same `rows` see the same model outputs, under protocols that may differ.
+    `calibrate_on` names the evaluation that fixes thresholds. Evaluations with the same `rows` see the same model
+    outputs, under protocols that may differ.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Evaluation:
     split: str
     protocol: protocols.Protocol
     tasks: Mapping[str, Any]
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[..., Iterator[Batch]]
     size: int
     calibrate_on: str
     during_training: bool
@@ -41,16 +42,12 @@ class Evaluation:
 
 
 class Collected(NamedTuple):
-    """A whole split on the host: per task its predictions and targets, the ids, the mean loss, a few images.
-
-    Of images, and of predictions and targets that are pictures (`PICTURE_AXES`), the first `PICTURES` rows are kept.
-    """
+    """A whole split on the host, but for pictures (`PICTURE_AXES`): predictions and targets by task, ids, mean loss."""
 
     predictions: dict[str, dict[str, np.ndarray]]
     targets: dict[str, dict[str, np.ndarray]]
     host: dict[str, np.ndarray]
     loss: float
-    images: np.ndarray
 
 
 class Score(NamedTuple):
@@ -86,56 +83,89 @@ def collect(
     predict_step: Callable[..., Tree], variables: tuple[Tree, Tree], evaluation: Evaluation, mesh: Mesh, progress=None
 ) -> Collected:
     """Runs a split through the model and brings the valid rows to the host, in the order of the source."""
-    outputs, hosts, valids, images, seen = [], [], [], [], 0
+    outputs, losses, hosts, valids, seen = [], [], [], [], 0
     for batch in evaluation.batches():
-        host = {name: batch[name] for name in HOST_FIELDS if name in batch}
         output = predict_step(*variables, sharding.to_device(device_fields(batch), mesh))
-        outputs.append(jax.device_get(output if seen < PICTURES else _without_pictures(output)))
-        hosts.append({name: _gather(values) for name, values in host.items()})
+        outputs.append(_arrays(output, pictures=False))
+        losses.append({task: (float(of_task["loss"]), float(of_task["count"])) for task, of_task in output.items()})
+        hosts.append({name: _gather(batch[name]) for name in HOST_FIELDS if name in batch})
         valids.append(_gather(batch["valid"]))
-        if seen < PICTURES:
-            images.append(_gather(batch["image"])[valids[-1]])
         seen += int(valids[-1].sum())
         if progress:
             progress(seen, evaluation.size)
-    valid = np.concatenate(valids)
-
-    def rows(kind: str, task: str) -> dict[str, np.ndarray]:
-        arrays = {
-            name: np.concatenate([output[task][kind][name] for output in outputs if name in output[task][kind]])
-            for name in outputs[0][task][kind]
-        }
-        return {
-            name: array[valid[: len(array)]][: PICTURES if _is_picture(array) else None]
-            for name, array in arrays.items()
-        }
-
-    loss = sum(
-        sum(output[task]["loss"] for output in outputs) / max(sum(output[task]["count"] for output in outputs), 1.0)
-        for task in evaluation.tasks
-    )
+    sums = [np.sum([loss[task] for loss in losses], axis=0) for task in evaluation.tasks]
     return Collected(
-        predictions={task: rows("predictions", task) for task in evaluation.tasks},
-        targets={task: rows("targets", task) for task in evaluation.tasks},
-        host={name: np.concatenate([host[name] for host in hosts])[valid] for name in hosts[0]},
-        loss=float(loss),
-        images=np.concatenate(images)[:PICTURES],
+        **_joined(outputs, valids),
+        host=_joined(hosts, valids),
+        loss=float(sum(loss / max(count, 1.0) for loss, count in sums)),
     )
 
 
-def _is_picture(array: Any) -> bool:
-    return array.ndim >= PICTURE_AXES
+def samples(
+    predict_step: Callable[..., Tree],
+    variables: tuple[Tree, Tree],
+    evaluation: Evaluation,
+    mesh: Mesh,
+    collected: Collected,
+    name: str,
+    calibration: Mapping[str, Any],
+) -> Samples:
+    """The best, the worst and some random rows of the split, as the task `name` judges them, with their pictures.
+
+    The pictures come from a second pass, over these rows alone; all processes have to take part in it.
+    """
+    task = evaluation.tasks[name]
+    predictions, targets = collected.predictions[name], collected.targets[name]
+    groups = collected.host.get("patient_id")
+    errors = task.errors(predictions, targets, calibration, groups)
+    chosen, needed = choose(errors), np.zeros(len(errors), bool)
+    needed[np.concatenate([*chosen.values()])] = True
+    if hasattr(task, "companions"):
+        needed[task.companions(predictions, np.flatnonzero(needed), groups)] = True
+    rows = np.flatnonzero(_of_first_process(needed))
+    pictures = _pictures(predict_step, variables, evaluation, mesh, rows)
+    return Samples(
+        sections={title: np.searchsorted(rows, shown) for title, shown in chosen.items()},
+        images=pictures["images"],
+        predictions={key: array[rows] for key, array in predictions.items()} | pictures["predictions"][name],
+        targets={key: array[rows] for key, array in targets.items()} | pictures["targets"][name],
+        groups=None if groups is None else groups[rows],
+    )
 
 
-def _without_pictures(output: Tree) -> Tree:
-    return {
-        task: of_task
-        | {
-            kind: {name: array for name, array in of_task[kind].items() if not _is_picture(array)}
+def _pictures(
+    predict_step: Callable[..., Tree],
+    variables: tuple[Tree, Tree],
+    evaluation: Evaluation,
+    mesh: Mesh,
+    rows: np.ndarray,
+) -> Tree:
+    """The `images` of some rows, and of each task the `predictions` and `targets` that are pictures."""
+    outputs, valids = [], []
+    for batch in evaluation.batches(rows=rows):
+        output = predict_step(*variables, sharding.to_device(device_fields(batch), mesh))
+        outputs.append({"images": _gather(batch["image"])} | _arrays(output, pictures=True))
+        valids.append(_gather(batch["valid"]))
+    return _joined(outputs, valids)
+
+
+def _arrays(output: Tree, *, pictures: bool) -> Tree:
+    """Brings the predictions and targets of each task to the host: those that are pictures, or the others."""
+    return jax.device_get(
+        {
+            kind: {
+                task: {name: array for name, array in of_task[kind].items() if (array.ndim >= PICTURE_AXES) == pictures}
+                for task, of_task in output.items()
+            }
             for kind in ("predictions", "targets")
         }
-        for task, of_task in output.items()
-    }
+    )
+
+
+def _joined(batches: list[Tree], valids: list[np.ndarray]) -> Tree:
+    """Joins the valid rows of batches, trees of arrays [B,...] with valids bool[B]."""
+    valid = np.concatenate(valids)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[valid], *batches)
 
 
 def make_predict_steps(model: Model, evaluations: Iterable[Evaluation], mesh: Mesh) -> dict[str, Callable[..., Tree]]:
@@ -232,3 +262,8 @@ def _gather(values: np.ndarray) -> np.ndarray:
         joined = np.asarray(multihost_utils.process_allgather(codes, tiled=True), np.uint32)
         return np.ascontiguousarray(joined).view(f"U{width}").reshape(-1)
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+
+def _of_first_process(values: np.ndarray) -> np.ndarray:
+    """The values bool[N] of the first process: what all of them do next has to be the same."""
+    return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values), bool)

@@ -144,6 +144,10 @@ MINIMUM = {  # of the numbers of a config that are not free
 }
 BELOW = {"ema_decay": 1.0}
 NAMES = ("classes", "box_classes", "structures")  # fields of tasks that name what their dataset annotates
+TASK_METHODS = (
+    *("parts", "apply", "count", "loss", "predict", "targets"),
+    *("calibrate", "trivial", "metrics", "errors", "draw_samples"),
+)
 OPEN_FIELDS = ("build", "read", "tasks", "options", "per_part", "phantom")
 
 
@@ -586,7 +590,10 @@ def _tasks(
         if not isinstance(spec, Mapping):
             raise InputError(f"config field streams.{stream_name}.tasks.{name} is {spec!r}: expected a dict")
         options = dict(spec)
-        module = catalog.load("tasks", options.pop("name", name))
+        file = options.pop("name", name)
+        module = catalog.load("tasks", file)
+        if missing := [method for method in TASK_METHODS if not hasattr(module.Task, method)]:
+            raise InputError(f"mediax/tasks/{file}.py: Task lacks {', '.join(missing)}; see 'Add a task' in the README")
         fields = {field.name: field for field in dataclasses.fields(module.Task)}
         options = sources.names(stream["dataset"], stream["build"], stream["read"], fields) | options
         if options.get("class_weights") == "balanced":

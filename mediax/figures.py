@@ -24,6 +24,7 @@ from mediax.box_metrics import sensitivity_at
 from mediax.files import replace_file
 from mediax.metric_log import read_metrics
 from mediax.metrics import CALIBRATION_BINS
+from mediax.samples import calls, wrongness
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which a run without figures should not pay
     from matplotlib.axes import Axes
@@ -661,41 +662,33 @@ def samples(
     path: str | os.PathLike,
     images: ArrayLike,
     *,
+    sections: Mapping[str, Sequence[int]],
     classes: Sequence[str],
     labels: ArrayLike | None = None,
     scores: ArrayLike | None = None,
     exclusive: bool = False,
     thresholds: ArrayLike | None = None,
-    errors: ArrayLike | None = None,
     captions: Sequence[str] | None = None,
     truth: Overlay | None = None,
     prediction: Overlay | None = None,
-    total: int | None = None,
-    count: int = 24,
     columns: int = 6,
-    seed: int = 0,
 ) -> None:
-    """Draws a sheet of images with what is true and what was predicted: the best, the worst, and some at random.
+    """Draws a sheet of images with what is true and what was predicted, section by section.
 
     Below each image stand the classes that are present or predicted, most wrong first. The sheet shows pixels and
     findings alone; it is for the caller to pass no caption that identifies a patient.
 
     Args:
       images: f[N,H,W,C] in [0,1], C is 1 or 3.
+      sections: the images that are shown, by the title above them.
       classes: names of labels, box labels and mask channels.
       labels: f[N,K] 1 present, 0 absent, NaN unknown.
       scores: f[N,K] probabilities in [0,1].
       exclusive: the predicted class is the one of the highest score, instead of each that reaches its threshold.
       thresholds: f[K], as for the metrics; None means 0.5.
-      errors: f[N], larger is worse (1 - Dice, say), 0 is right, NaN unknown; None takes the most confident wrong
-        score of each image, and without scores leaves all to chance.
       captions: N short lines ("Dice 0.83"), one below each image.
       truth, prediction: overlays, drawn in solid blue and dashed orange.
-      total: rows of the split, of which these images are the first; None for as many as images. The sheet says among
-        how many it chose.
-      count: images on the sheet: a quarter of them the best, half of them the worst, the others at random.
       columns: images in a row.
-      seed: of the random images.
 
     Raises:
       InputError: the figure cannot be written.
@@ -704,16 +697,12 @@ def samples(
     texts = [[] if captions is None else [("", GREY, captions[i])] for i in range(len(images))]
     if labels is not None and scores is not None:
         scores, labels = _matrices(scores, labels, classes)
-        thresholds = np.full(len(classes), 0.5) if thresholds is None else np.asarray(thresholds, float)
-        called = scores == scores.max(1, keepdims=True) if exclusive else scores >= thresholds
-        wrongness = _wrongness(scores, labels, called)
-        errors = _errors(scores, labels, wrongness) if errors is None else errors
+        called = calls(scores, thresholds, exclusive=exclusive)
+        wrong = wrongness(scores, labels, called)
         for i, lines in enumerate(texts):
-            lines += _findings(scores[i], labels[i], called[i], wrongness[i], classes)
-    errors = np.full(len(images), np.nan) if errors is None else np.asarray(errors, float)
-    groups = _best_worst_random(errors, count, seed)
-    shown = [i for rows in groups.values() for i in rows]
-    columns = max(1, min(columns, max(map(len, groups.values()), default=1)))
+            lines += _findings(scores[i], labels[i], called[i], wrong[i], classes)
+    shown = [i for rows in sections.values() for i in rows]
+    columns = max(1, min(columns, max(map(len, sections.values()), default=1)))
     text_lines = max((len(texts[i]) for i in shown), default=0)
     # Placed by hand: automatic layouts leave wide gaps between images of a fixed shape.
     image_height = TILE * images.shape[1] / images.shape[2]
@@ -722,13 +711,12 @@ def samples(
     title = _sheet_title(labels is not None and scores is not None, truth, prediction)
     title = textwrap.fill(title, int(width * 17))
     header = 0.15 + 0.14 * (title.count("\n") + 1) if title else GAP
-    height = header + sum(TITLE_HEIGHT + math.ceil(len(rows) / columns) * row_height for rows in groups.values())
+    height = header + sum(TITLE_HEIGHT + math.ceil(len(rows) / columns) * row_height for rows in sections.values())
     overlays = ((truth, TRUTH, "-"), (prediction, PREDICTION, (0, (4, 2))))
     with _drawing(path, width, height, layout=None) as figure:
         figure.text(GAP / width, 1 - 0.1 / height, title, fontsize=7.5, va="top")
         top = header
-        for name, rows in groups.items():
-            heading = f"{name}, of {_chosen_from(len(images), total)}"
+        for heading, rows in sections.items():
             figure.text(GAP / width, 1 - top / height, heading, fontsize=8, fontweight="bold", va="top")
             top += TITLE_HEIGHT
             for place, i in enumerate(rows):
@@ -742,35 +730,6 @@ def samples(
                         _show_overlay(axes, overlay, i, classes, colour, dash)
                 _show_texts(axes, texts[i])
             top += math.ceil(len(rows) / columns) * row_height
-
-
-def _chosen_from(count: int, total: int | None) -> str:
-    return f"the first {count:,} of {total:,} images" if total and total > count else f"{count:,} images"
-
-
-def _wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """Returns f[N,K]: how far a wrong score is from the truth; 0 where right or unknown."""
-    wrong = ~np.isnan(labels) & (called != (labels >= 0.5))
-    # A score just at an unusual threshold may be wrong by nothing; it is still to be listed.
-    return np.where(wrong, np.maximum(np.abs(scores - labels), 1e-6), 0)
-
-
-def _errors(scores: np.ndarray, labels: np.ndarray, wrongness: np.ndarray) -> np.ndarray:
-    """Returns f[N]: the worst wrong score of an image; of one that is right below 0, least if it is most confident."""
-    distance = np.where(np.isnan(labels), -np.inf, np.abs(scores - labels)).max(1)
-    errors = np.where(wrongness.max(1) > 0, wrongness.max(1), distance - 1)
-    return np.where(np.isnan(labels).all(1), np.nan, errors)
-
-
-def _best_worst_random(errors: np.ndarray, count: int, seed: int) -> dict[str, list[int]]:
-    """Returns title -> rows: a quarter of `count` best, half of it worst, the rest at random; groups may lack."""
-    rated = [int(i) for i in np.argsort(errors, kind="stable") if not np.isnan(errors[i])]
-    best = rated[: min(count // 4, len(rated) // 2)]
-    worst = [i for i in reversed(rated[len(best) :]) if errors[i] > 0][: math.ceil(count / 2)]
-    rest = np.setdiff1d(np.arange(len(errors)), best + worst)
-    random = np.random.default_rng(seed).permutation(rest)[: count - len(best) - len(worst)]
-    groups = {"best": best, "worst": worst, "at random": [int(i) for i in random]}
-    return {title: rows for title, rows in groups.items() if rows}
 
 
 def _findings(

@@ -49,6 +49,21 @@ def _recall_and_precision(right: np.ndarray, wrong: np.ndarray) -> tuple[float, 
     return float(rank[0] == 1), float((place / rank).mean())
 
 
+def nearest(vectors: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """The others that are most similar to each of `rows` i[M], the nearest first: i[M,count], fewer if there are fewer.
+
+    Args:
+      vectors: f[N,D], of length one.
+    """
+    count, found = min(count, len(vectors) - 1), []
+    for block, similarity in _similarities(vectors[rows], vectors):
+        similarity[np.arange(len(similarity)), rows[block]] = -np.inf
+        first = np.argpartition(-similarity, count, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(similarity, first, axis=1), axis=1, kind="stable")
+        found.append(np.take_along_axis(first, order, axis=1))
+    return np.concatenate(found)
+
+
 def votes(vectors: np.ndarray, labels: np.ndarray, patients: np.ndarray, count: int) -> np.ndarray:
     """Lets the `count` nearest images of other patients vote on each image: the share f64[N,K] that shows a class.
 

@@ -18,6 +18,7 @@ from mediax.checkpoint import Checkpoints, abstract
 from mediax.errors import InputError
 from mediax.files import naming_file, replace_file
 from mediax.preemption import Preemption
+from mediax.samples import Samples
 from mediax.train import Training
 
 
@@ -81,7 +82,8 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
     """
     evaluations = training.evaluations
     logging.info("evaluating %s", ", ".join(f"{name} ({each.size:,} images)" for name, each in evaluations.items()))
-    collected = evaluate.collect_all(training.predict_steps, state.evaluated(), evaluations.values(), training.mesh)
+    variables = state.evaluated()
+    collected = evaluate.collect_all(training.predict_steps, variables, evaluations.values(), training.mesh)
     calibrations = {
         name: evaluate.calibrate(evaluations[name], collected[evaluations[name].rows])
         for name in {evaluation.calibrate_on for evaluation in evaluations.values()}
@@ -91,10 +93,13 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
     results = []
     for evaluation in evaluations.values():
         rows, calibration = collected[evaluation.rows], calibrations[evaluation.calibrate_on]
+        step = training.predict_steps[evaluation.rows]
         for scored in evaluate.score(evaluation, rows, calibration, resamples=training.resamples):
             results.append(_result(scored))
+            of_task = calibration[scored.task]
+            samples = evaluate.samples(step, variables, evaluation, training.mesh, rows, scored.task, of_task)
             if jax.process_index() == 0:
-                _draw(workdir, scored, rows, calibration[scored.task])
+                _draw(workdir, scored, rows, samples, of_task)
                 _save_predictions(workdir / "predictions", scored, rows)
     if jax.process_index() == 0:
         # Plain for tasks to take back as they gave it: a threshold that does not exist stays NaN.
@@ -126,17 +131,21 @@ def _clear(workdir: Path) -> None:
             path.unlink()
 
 
-def _draw(workdir: Path, scored: evaluate.Score, rows: evaluate.Collected, calibration: Mapping[str, Any]) -> None:
+def _draw(
+    workdir: Path,
+    scored: evaluate.Score,
+    rows: evaluate.Collected,
+    samples: Samples,
+    calibration: Mapping[str, Any],
+) -> None:
     evaluation = scored.evaluation
     task = evaluation.tasks[scored.task]
     name = evaluation.name if len(evaluation.tasks) == 1 else f"{evaluation.name}_{scored.task}"
     predictions, targets, groups = evaluate.cases(evaluation, rows, scored.task)
     if hasattr(task, "draw"):  # of curves; not every task has some
-        task.draw(workdir, name, predictions, targets, classes=evaluation.protocol.classes)
-    # What is decided by a patient's other images, too, is drawn as it was scored.
-    patients = {"groups": groups} if getattr(task, "pairs", False) else {}
-    of_rows = rows.predictions[scored.task], rows.targets[scored.task]
-    task.draw_samples(workdir, name, rows.images, *of_rows, calibration, **patients)
+        options = {"classes": evaluation.protocol.classes, "calibration": calibration, "groups": groups}
+        task.draw(workdir, name, predictions, targets, **options)
+    task.draw_samples(workdir, name, samples, calibration)
 
 
 def _save_predictions(folder: Path, scored: evaluate.Score, rows: evaluate.Collected) -> None:

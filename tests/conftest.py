@@ -20,13 +20,13 @@ def parsed_flags():
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """Collects (images on offer, rows of the split) of the sheets of samples that are drawn."""
+    """Collects the rows of the sheets of samples that are drawn, by section: "best", "worst", "at random"."""
     from mediax import figures
 
     found, draw = [], figures.samples
 
     def spy(path, images, **options):
-        found.append((len(images), options["total"]))
+        found.append({title.split(",")[0]: [*map(int, rows)] for title, rows in options["sections"].items()})
         draw(path, images, **options)
 
     monkeypatch.setattr(figures, "samples", spy)

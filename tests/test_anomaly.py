@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from sheets import samples_of
 from sklearn import metrics as reference
 from sklearn.mixture import GaussianMixture
 
 from mediax.errors import InputError
+from mediax.samples import PLACES
 from mediax.tasks.anomaly import (
     Task,
     best_matching,
@@ -215,19 +217,32 @@ def test_head_pictures_and_findings(tmp_path, sheets):
     ((name, build),) = make_task().parts({2: 3, 4: 5}).items()
     assert name == "head/chest/anomaly" and build(nnx.Rngs(0)).code.kernel.shape == (4 * 4 * 5, 6)
     predictions, targets = split(rows=30, far=10)
-    images = np.zeros((8, 16, 16, 1), np.float32)
+    images = np.zeros((30, 16, 16, 1), np.float32)
     pictures = predictions | {"image": images}
     task = make_task()
     calibration = task.calibrate(*split())
-    task.draw_samples(tmp_path, "a", images, pictures, targets, calibration)
+    task.draw(tmp_path, "a", predictions, targets, calibration=calibration)
+    task.draw_samples(tmp_path, "a", samples_of(task, images, pictures, targets, calibration), calibration)
     groups = make_task(classes=("Up", "Down"), clusters=True, components=3)
     labels = {"labels": np.eye(2)[np.arange(30) % 2]}
-    groups.draw_samples(tmp_path, "b", images, pictures, labels, groups.calibrate(predictions, labels))
-    assert sheets == [(8, 30), (8, 30)]
+    clusters = groups.calibrate(predictions, labels)
+    groups.draw(tmp_path, "b", predictions, labels, calibration=clusters)
+    groups.draw_samples(tmp_path, "b", samples_of(groups, images, pictures, labels, clusters), clusters)
+    for sheet in sheets:
+        shown = [row for rows in sheet.values() for row in rows]
+        assert len(shown) == len(set(shown)) == PLACES and len(sheet["best"]) == PLACES // 4
     for name in ("roc_a", "scores_a", "samples_a", "confusion_b", "samples_b"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 150
     assert task.findings(pictures, calibration, 29, (16, 16)).decisions == {"Anomaly": True}
     assert groups.findings(pictures, calibration, 0, (16, 16)).scores == {"cluster": 1.0}
+
+
+def test_the_worst_are_furthest_on_the_wrong_side_of_the_threshold():
+    task = make_task(score="reconstruction")
+    targets = {"labels": np.float32([[0], [0], [1], [1], [np.nan]])}
+    predictions = {"error": np.float32([0.5, 1.5, 0.25, 2.0, 9.0])}
+    found = task.errors(predictions, targets, {"threshold": 1.0})
+    np.testing.assert_allclose(found, [-0.5, 0.5, 0.75, -1.0, np.nan])
 
 
 def test_errors_name_the_task():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from sheets import samples_of
 
 from mediax.annotations import box_iou, boxes_to_fractions, masks_to_boxes
 from mediax.errors import InputError
@@ -156,8 +157,14 @@ def test_head_pictures_and_findings(tmp_path, sheets):
     assert name == "head/chest/boxes" and build(nnx.Rngs(0)).linear.kernel.shape == (6, 12)
     batch = make_batch()
     targets, predictions = {"boxes": true_boxes(batch)}, {"boxes": random_boxes((4, 3))}
-    TASK.draw_samples(tmp_path, "test", np.zeros((3, 24, 18, 1), np.float32), predictions, targets, {})
-    assert sheets == [(3, 4)]
+    errors = TASK.errors(predictions, targets, {})
+    iou = [
+        np.nanmean(row) if np.isfinite(row).any() else np.nan for row in box_iou(predictions["boxes"], targets["boxes"])
+    ]
+    np.testing.assert_allclose(errors, 1 - np.array(iou))
+    samples = samples_of(TASK, np.zeros((4, 24, 18, 1), np.float32), predictions, targets, {})
+    TASK.draw_samples(tmp_path, "test", samples, {})
+    assert sorted(row for rows in sheets[0].values() for row in rows) == [0, 1, 2, 3]
     assert min(Image.open(tmp_path / "samples_test.png").size) > 200
     found = TASK.findings(predictions, {}, 2, (12, 9))
     assert [box.label for box in found.boxes] == list(NAMES) and found.boxes[1].called

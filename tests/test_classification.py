@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sheets import samples_of
 
 from mediax import metrics
 from mediax.errors import InputError
 from mediax.tasks.classification import Task
+
+NAN = np.nan
 
 CLASSES = ("Edema", "Fracture", "Mass")
 WEIGHTS = ((0.5, 2.0), (1.0, 1.0), (0.7, 3.0))
@@ -264,10 +267,19 @@ def test_errors_name_the_task():
         _task(head={"name": "poled"})
 
 
-def test_a_sheet_of_samples_says_of_how_many_images_it_is(tmp_path, sheets):
-    scores, labels = np.full((70, 3), 0.1, np.float32), np.zeros((70, 3), np.float32)
-    _task().draw_samples(tmp_path, "test", np.zeros((64, 8, 8, 1)), {"scores": scores}, {"labels": labels}, {})
-    assert sheets == [(64, 70)] and (tmp_path / "samples_test.png").is_file()
+def test_the_most_confident_errors_are_the_worst(tmp_path, sheets):
+    scores = np.array([[0.9, 0.1, 0], [0.6, 0.1, 0], [0.2, 0.1, 0], [0.99, 0.9, 0], [0.3, 0.1, 0]], np.float32)
+    labels = np.array([[0, 0, 0], [0, 0, 0], [0, NAN, 0], [1, NAN, 0], [NAN, NAN, NAN]], np.float32)
+    predictions, targets = {"scores": scores}, {"labels": labels}
+    errors = _task().errors(predictions, targets, {})
+    np.testing.assert_allclose(errors, [0.9, 0.6, -0.8, -0.99, NAN], rtol=1e-6)  # right ones by how sure they are
+    strict = _task().errors(predictions, targets, {"thresholds": [0.95, 0.5, 0.5]})
+    np.testing.assert_allclose(strict, [-0.1, -0.4, -0.8, -0.99, NAN], rtol=1e-5)
+    np.testing.assert_allclose(_task(exclusive=True).errors(predictions, targets, {})[:2], [0.9, 0.6], rtol=1e-6)
+    samples = samples_of(_task(), np.zeros((5, 8, 8, 1)), predictions, targets, {})
+    _task().draw_samples(tmp_path, "test", samples, {})
+    assert sheets == [{"best": [3, 2], "worst": [0, 1], "at random": [4]}]
+    assert (tmp_path / "samples_test.png").is_file()
 
 
 def test_a_class_without_a_threshold_is_neither_called_nor_not():

@@ -74,7 +74,7 @@ def keep_predictions(folder, predictions, targets, patients, found, **task):
         rows="",
     )
     host = {"id": np.array([f"image {i}" for i in range(len(patients))]), "patient_id": patients}
-    rows = evaluate.Collected({"findings": predictions}, {"findings": targets}, host, 0.0, np.zeros(0))
+    rows = evaluate.Collected({"findings": predictions}, {"findings": targets}, host, 0.0)
     run._save_predictions(folder / "predictions", evaluate.Score(evaluation, "findings", found), rows)
 
 

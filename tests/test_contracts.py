@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mediax import builder, catalog, images, vocabulary
+from mediax import builder, catalog, experiment, images, vocabulary
 from mediax.batch import FIELDS, HOST_FIELDS, check, device_fields, pad_boxes, stack
 from mediax.errors import InputError
 
@@ -211,19 +211,7 @@ def test_head(name):
 def test_task(name):
     module = catalog.load("tasks", name)
     assert module.__doc__ and dataclasses.is_dataclass(module.Task)
-    called = (
-        "parts",
-        "apply",
-        "count",
-        "loss",
-        "predict",
-        "targets",
-        "calibrate",
-        "trivial",
-        "metrics",
-        "draw_samples",
-    )
-    for method in called:
+    for method in experiment.TASK_METHODS:
         assert getattr(module.Task, method).__doc__, f"{name}.Task.{method} has no docstring"
 
 

@@ -8,6 +8,7 @@ from boxes import CLASSES, split
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from sheets import samples_of
 
 from mediax.annotations import box_iou
 from mediax.batch import check, pad_boxes
@@ -132,7 +133,7 @@ def test_masks_are_scored_where_they_are_known(tmp_path):
     assert found["mask_ap50/Nodule"].value == pytest.approx(51 / 101) and found["mask_ap50/Nodule"].n == 2
     np.testing.assert_array_equal(predictions["structures"][0], masks[0])
     assert not predictions["structures"][2].any()
-    task.draw_samples(tmp_path, "chest", batch["image"], predictions, targets, {})
+    task.draw_samples(tmp_path, "chest", samples_of(task, batch["image"], predictions, targets, {}), {})
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
 
 
@@ -266,10 +267,31 @@ def test_what_was_found_in_a_mirrored_image_is_turned_back():
 
 
 def test_samples_are_drawn(tmp_path, sheets):
-    predictions, targets = split(images=3)
-    Task("chest/boxes", CLASSES).draw_samples(tmp_path, "chest", np.zeros((2, 8, 8, 1)), predictions, targets, {})
-    assert sheets == [(2, 3)]
+    task, (predictions, targets) = Task("chest/boxes", CLASSES), split(images=3)
+    samples = samples_of(task, np.zeros((3, 8, 8, 1)), predictions, targets, {})
+    task.draw_samples(tmp_path, "chest", samples, {})
+    assert sorted(row for rows in sheets[0].values() for row in rows) == [0, 1, 2]
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
+
+
+def test_the_error_of_an_image_is_one_minus_f1():
+    """Of five images: found, found and another one besides, missed, rightly empty, unknown."""
+    box, far = [0.2, 0.2, 0.6, 0.6], [0.7, 0.7, 0.9, 0.9]
+    predictions = {
+        "boxes": np.float32([[box, far]] * 5),
+        "scores": np.float32([[0.9, 0.01], [0.9, 0.8], [0.01, 0.01], [0.01, 0], [0.9, 0.9]]),
+        "labels": np.zeros((5, 2), np.int32),
+    }
+    targets = {
+        "boxes": np.float32([[box]] * 5),
+        "box_labels": np.zeros((5, 1), np.int32),
+        "box_valid": np.array([[True], [True], [True], [False], [True]]),
+        "boxes_known": np.array([True, True, True, True, False]),
+    }
+    task = Task("chest/boxes", CLASSES)
+    np.testing.assert_allclose(task.errors(predictions, targets, {}), [0, 1 / 3, 1, 0, np.nan])
+    predictions["labels"][0] = 1  # the place is right, the class is not
+    assert task.errors(predictions, targets, {})[0] == 1
 
 
 def test_messages_name_what_is_wrong():

@@ -16,6 +16,7 @@ import toy
 from flax import nnx
 from PIL import Image
 from references import compare
+from sheets import samples_of
 from sklearn import metrics as reference
 
 from mediax import data, experiment, images, optimizer, predict, sharding, train
@@ -24,6 +25,7 @@ from mediax.errors import InputError
 from mediax.experiment import complete
 from mediax.heads.projection import Head
 from mediax.model import Model, part
+from mediax.samples import PLACES
 from mediax.tasks.embedding import PER_IMAGE, Task, contrastive_losses
 
 NAN = np.nan
@@ -331,14 +333,31 @@ def test_pictures_and_findings(tmp_path, sheets):
     task, (predictions, targets, _) = make_task(), split()
     for folder, truth in (("with", targets), ("without", {})):
         (tmp_path / folder).mkdir()
-        task.draw(tmp_path / folder, "test", predictions, truth)
-        task.draw_samples(tmp_path / folder, "test", RNG.random((9, 8, 8, 1)), predictions, truth, {})
+        task.draw(tmp_path / folder, "test", predictions, truth, calibration={})
+        samples = samples_of(task, RNG.random((40, 8, 8, 1)), predictions, truth, {})
+        task.draw_samples(tmp_path / folder, "test", samples, {})
         for kind in ("projection", "samples"):
             assert min(Image.open(tmp_path / folder / f"{kind}_test.png").size) > 200
-    assert sheets == [(9, 40), (9, 40)]
+    assert [sum(map(len, sheet.values())) for sheet in sheets] == [PLACES, PLACES]
+    assert set(sheets[1]) == {"at random"}
     scores = task.findings(predictions, {}, 3, (8, 8)).scores
     assert list(scores) == [f"embedding_{i}" for i in range(6)]
     np.testing.assert_allclose(list(scores.values()), predictions["embedding"][3])
+
+
+def test_an_image_is_judged_and_drawn_by_its_nearest_others_in_the_split():
+    task, (predictions, targets, _) = make_task(), split()
+    similarity = predictions["embedding"] @ predictions["embedding"].T
+    np.fill_diagonal(similarity, -2)
+    nearest = np.argsort(-similarity, axis=1)[:, :3]
+    labels = targets["labels"]
+    unlike = np.abs(labels[nearest] - labels[:, None])
+    known = np.isfinite(unlike).any((1, 2))
+    found = task.errors(predictions, targets, {})
+    expected = [np.nanmean([np.nanmean(one) for one in row if np.isfinite(one).any()]) for row in unlike[known]]
+    np.testing.assert_array_equal(np.isfinite(found), known)
+    np.testing.assert_allclose(found[known], expected, rtol=1e-6)
+    assert task.companions(predictions, np.array([30, 4])).tolist() == nearest[[30, 4]].ravel().tolist()
 
 
 # A run: pretraining, then another one that starts from its backbone.

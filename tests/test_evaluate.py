@@ -12,6 +12,7 @@ from mediax import data, evaluate, inference, protocols, sharding
 from mediax.evaluate import Collected, Evaluation
 from mediax.metrics import Metric
 from mediax.protocols import Protocol
+from mediax.samples import PLACES
 
 TASK = "classification"
 
@@ -53,7 +54,6 @@ def test_rows_come_in_the_order_of_the_source_and_without_padding(collected):
     assert found.host["id"].tolist() == [row["id"] for row in rows]
     assert found.host["patient_id"].tolist() == [row["patient_id"] for row in rows]
     np.testing.assert_array_equal(found.targets[TASK]["labels"], np.stack([row["labels"] for row in rows]))
-    np.testing.assert_allclose(found.images, np.stack([row["image"] for row in rows]) / 255, rtol=1e-6)
     assert shown == [(8, 13), (13, 13)]
 
 
@@ -90,34 +90,125 @@ def test_any_size_of_split_and_batch(rows, batch_size):
     found = evaluate.collect(_echo, (), evaluation, sharding.mesh())
     expected = [toy.Source()[index]["image"][0, 0, 0] / 255 for index in range(rows)]
     np.testing.assert_allclose(found.predictions[TASK]["scores"][:, 0], expected, rtol=1e-6)
-    np.testing.assert_allclose(found.images[:, 0, 0, 0], expected[: evaluate.PICTURES], rtol=1e-6)
     assert found.host["id"].tolist() == [str(index) for index in range(rows)]
     assert found.loss == pytest.approx(2)
 
 
-def test_of_pictures_the_first_rows_are_kept(monkeypatch):
-    monkeypatch.setattr(evaluate, "PICTURES", 10)
-    training, evaluation = toy.training(), _evaluation(rows=29)
-    (name, task), *_ = evaluation.tasks.items()
+class Painter:
+    """The toy's classification, which predicts a picture beside; one image is as wrong as `mistakes` say."""
 
-    class Painter:
-        """Predicts a picture beside the probabilities."""
+    def __init__(self, mistakes, companions=()):
+        self.task, self.mistakes = toy.training().streams["a"].tasks[TASK], np.asarray(mistakes, float)
+        if companions:
+            self.companions = lambda predictions, rows, groups: np.array(companions)
 
-        def __getattr__(self, attribute):
-            return getattr(task, attribute)
+    def __getattr__(self, attribute):
+        return getattr(self.task, attribute)
+
+    def predict(self, logits, batch):
+        return self.task.predict(logits, batch) | {"picture": 2 * batch["image"]}
+
+    def targets(self, batch):
+        return self.task.targets(batch) | {"true_picture": batch["image"] + 1}
+
+    def errors(self, predictions, targets, calibration, groups):
+        assert not {"picture", "true_picture"} & {*predictions, *targets}
+        assert len(predictions["scores"]) == len(targets["labels"]) == len(groups) == len(self.mistakes)
+        return self.mistakes
+
+
+def _samples(evaluation, name=TASK, views=inference.WHOLE):
+    """Gives a split that was collected, what is looked at of it, and the rows that the second pass read."""
+    training, read = toy.training(), []
+
+    def batches(rows=None):
+        read.append(None if rows is None else [*map(int, rows)])
+        return evaluation.batches(rows=rows)
+
+    spied = dataclasses.replace(evaluation, batches=batches, views=views)
+    step = evaluate.make_predict_step(training.model, spied.tasks, training.mesh, views)
+    variables = training.model.init(jax.random.key(0))
+    found = evaluate.collect(step, variables, spied, training.mesh)
+    samples = evaluate.samples(step, variables, spied, training.mesh, found, name, {})
+    assert read[0] is None and len(read) == 2
+    return found, samples, read[1]
+
+
+def _mistakes(rows, worst):
+    """Errors in which one row is the worst by far, and two rows are unknown."""
+    errors = np.linspace(-1, 0.5, rows)
+    errors[worst] = 9
+    errors[[4, 7]] = np.nan
+    return errors
+
+
+def test_the_worst_row_of_the_whole_split_is_looked_at_with_its_pictures():
+    task = Painter(_mistakes(200, worst=150))
+    found, samples, read = _samples(_evaluation(200, 16, tasks={TASK: task}))
+    assert list(samples.sections) == [f"{name}, of 200 images" for name in ("best", "worst", "at random")]
+    assert read == sorted(read) and len(read) == PLACES  # of 200 rows no other one goes through the model again
+    worst = samples.sections["worst, of 200 images"][0]
+    assert read[worst] == 150
+    assert [read[place] for place in samples.sections["best, of 200 images"]] == [0, 1, 2, 3, 5, 6]
+    images = np.stack([toy.Source()[row]["image"] for row in read]).astype(np.float32) / 255
+    np.testing.assert_array_equal(samples.images, images)
+    np.testing.assert_array_equal(samples.predictions["picture"], 2 * images)
+    np.testing.assert_array_equal(samples.targets["true_picture"], images + 1)
+    np.testing.assert_array_equal(samples.predictions["scores"], found.predictions[TASK]["scores"][read])
+    np.testing.assert_array_equal(samples.targets["labels"], found.targets[TASK]["labels"][read])
+    assert samples.groups.tolist() == [str(row // 2) for row in read]
+    # The first pass keeps no picture.
+    assert set(found.predictions[TASK]) == {"scores"} and set(found.targets[TASK]) == {"labels"}
+
+
+@pytest.mark.parametrize("views", [inference.WHOLE, inference.Views(flips=("horizontal",))])
+def test_the_second_pass_gives_what_a_pass_over_all_rows_does(views):
+    class Draughtsman(Painter):
+        """Predicts a picture by the network: the scores of the image, in four axes."""
 
         def predict(self, logits, batch):
-            return task.predict(logits, batch) | {"picture": batch["image"]}
+            scores = self.task.predict(logits, batch)
+            return scores | {"picture": scores["scores"][:, None, None]}
 
-    step = evaluate.make_predict_step(training.model, {name: Painter()}, training.mesh)
-    variables = training.model.init(jax.random.key(0))
-    found = evaluate.collect(step, variables, evaluation, training.mesh)
-    predictions = found.predictions[name]
-    assert {key: len(value) for key, value in predictions.items()} == {
-        key: 10 if key == "picture" else 29 for key in predictions
-    }
-    np.testing.assert_allclose(predictions["picture"], found.images, rtol=1e-6)
-    assert len(found.images) == 10
+    evaluation = _evaluation(60, 8, tasks={TASK: Draughtsman(_mistakes(60, worst=50))})
+    found, samples, read = _samples(evaluation, views=views)
+    assert 50 in read and len(read) == PLACES
+    np.testing.assert_allclose(
+        samples.predictions["picture"][:, 0, 0], found.predictions[TASK]["scores"][read], rtol=1e-6
+    )
+
+
+def test_each_task_of_an_evaluation_has_its_own_worst_row():
+    tasks = {TASK: Painter(_mistakes(100, worst=90))}
+    other = tasks | {"other": Painter(_mistakes(100, worst=80))}
+    for task in other.values():
+        task.apply = lambda run, pyramid, batch: run("head/a/classification", pyramid)
+    for name, worst in ((TASK, 90), ("other", 80)):
+        _, samples, read = _samples(_evaluation(100, 16, tasks=other), name)
+        assert read[samples.sections["worst, of 100 images"][0]] == worst
+        assert len(samples.images) == len(samples.predictions["picture"]) == PLACES
+
+
+def test_a_small_split_is_looked_at_whole():
+    _, samples, read = _samples(_evaluation(9, 4, tasks={TASK: Painter(_mistakes(9, worst=8))}))
+    assert read == [*range(9)] and len(samples.images) == 9
+    assert {4, 7} <= {*samples.sections["at random, of 9 images"].tolist()}
+    assert sorted(place for places in samples.sections.values() for place in places) == [*range(9)]
+
+
+def test_rows_that_others_depend_on_come_along_in_no_section():
+    task = Painter(_mistakes(200, worst=150), companions=(33, 44, 150))
+    _, samples, read = _samples(_evaluation(200, 16, tasks={TASK: task}))
+    shown = {read[place] for places in samples.sections.values() for place in places}
+    assert len(shown) == PLACES and {*read} == shown | {33, 44}
+    assert samples.images.shape[0] == len(read)
+
+
+def test_a_study_is_scored_and_its_images_are_looked_at():
+    by_study = Protocol("test", "", "", case="study")
+    task = Painter(_mistakes(64, worst=63))
+    _, samples, read = _samples(_evaluation(64, 16, tasks={TASK: task}, protocol=by_study))
+    assert read[samples.sections["worst, of 64 images"][0]] == 63
 
 
 def test_a_loss_without_known_entries_is_zero():
@@ -162,7 +253,7 @@ def _collected(scores):
         "patient_id": np.array([f"p{row // 2}" for row in range(len(scores))]),
         "study_id": np.array([f"s{row // 2}" for row in range(len(scores))]),
     }
-    return Collected({"stub": {"scores": scores}}, {"stub": {"labels": scores}}, host, 0.0, np.zeros(0))
+    return Collected({"stub": {"scores": scores}}, {"stub": {"labels": scores}}, host, 0.0)
 
 
 SCORES = [[0.0, 0.2], [0.4, 0.2], [0.6, 0.8], [1.0, 0.0]]

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mediax import batch, builder, experiment, inference, protocols, train
+from mediax import batch, builder, catalog, experiment, inference, protocols, train
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
@@ -389,6 +389,12 @@ def test_tasks_know_the_classes_of_their_dataset(training):
 def test_what_a_config_gets_wrong_is_named(folders, training, path, value, words):
     with pytest.raises(InputError, match=words):
         experiment.compose(_changed(path, value), folders)
+
+
+def test_a_task_that_lacks_a_method_is_named(folders, training, monkeypatch):
+    monkeypatch.delattr(catalog.load("tasks", "classification").Task, "errors")
+    with pytest.raises(InputError, match=r"mediax/tasks/classification\.py: Task lacks errors; see 'Add a task'"):
+        experiment.compose(ml_collections.ConfigDict(complete(GIVEN)), folders)
 
 
 @pytest.mark.parametrize(

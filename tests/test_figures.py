@@ -13,6 +13,7 @@ from mediax.errors import InputError
 from mediax.figures import Overlay
 
 CLASSES = ["Edema", "Cardiomegaly", "Fracture"]
+ALL = {"all": range(20)}
 
 
 def pixels(path):
@@ -120,7 +121,12 @@ def test_figures_of_one_image(tmp_path, label, texts):
     figures.roc(tmp_path / "roc.png", scores, labels, ["Edema"])
     figures.reliability(tmp_path / "reliability.png", scores, labels, ["Edema"])
     figures.samples(
-        tmp_path / "samples.png", np.full((1, 8, 8, 1), 0.5), classes=["Edema"], labels=labels, scores=scores
+        tmp_path / "samples.png",
+        np.full((1, 8, 8, 1), 0.5),
+        sections={"all": [0]},
+        classes=["Edema"],
+        labels=labels,
+        scores=scores,
     )
     state, colour = {0.0: ("absent", figures.WRONG), 1.0: ("present", figures.RIGHT)}.get(
         label, ("unknown", figures.UNKNOWN)
@@ -160,54 +166,33 @@ def test_confusion_counts_known_rows(tmp_path, texts):
     assert pixels(tmp_path / "confusion.png").std() > 0
 
 
-def test_samples_put_confident_errors_first():
-    scores = np.array([[0.9, 0.1], [0.6, 0.1], [0.2, 0.1], [0.99, 0.9]])
-    labels = np.array([[0, 0], [0, 0], [0, np.nan], [1, np.nan]], float)
-    wrongness = figures._wrongness(scores, labels, scores >= 0.5)
-    np.testing.assert_allclose(wrongness.max(1), [0.9, 0.6, 0, 0])
-    errors = figures._errors(scores, labels, wrongness)
-    np.testing.assert_allclose(errors, [0.9, 0.6, -0.8, -0.99])  # right ones by how sure they are
-    assert np.isnan(figures._errors(scores, labels * np.nan, wrongness * 0)).all()
-
-
-def test_samples_are_the_best_the_worst_and_some_at_random():
-    errors = np.array([0.9, 0.6, -0.8, -0.99, np.nan, 0.7, -0.5, np.nan])
-    groups = figures._best_worst_random(errors, 8, seed=0)
-    assert groups["best"] == [3, 2] and groups["worst"] == [0, 5, 1]
-    assert sorted(groups["at random"]) == [4, 6, 7]  # one that is right is not among the worst
-    assert figures._best_worst_random(errors, 4, seed=0)["worst"] == [0, 5]
-    assert figures._best_worst_random(np.array([0.5]), 24, seed=0) == {"worst": [0]}
-    assert set(figures._best_worst_random(np.full(5, np.nan), 3, seed=0)) == {"at random"}
-    assert figures._best_worst_random(np.zeros(0), 3, seed=0) == {}
-
-
 def test_samples_say_what_is_right_and_wrong(tmp_path, images, texts):
     scores, labels = np.full((20, 3), 0.1), np.zeros((20, 3))
     scores[4], labels[4] = (0.9, 0.2, 0.8), (0, 1, 1)
     labels[5] = np.nan
-    figures.samples(tmp_path / "s.png", images, classes=CLASSES, labels=labels, scores=scores)
-    assert [text for text in texts if text.endswith(", of 20 images")] == [
-        f"{name}, of 20 images" for name in ("best", "worst", "at random")
-    ]
+    figures.samples(tmp_path / "s.png", images, sections=ALL, classes=CLASSES, labels=labels, scores=scores)
     first = texts.index("✗ Edema 0.90 absent")
     assert texts[first + 1 : first + 3] == ["✗ Cardiomegaly 0.20 present", "✓ Fracture 0.80 present"]
     assert texts.count("✓ none; Edema 0.10") == 18 and texts.count("? none; Edema 0.10") == 1
     assert shows(tmp_path / "s.png", figures.RIGHT) > 100 and shows(tmp_path / "s.png", figures.WRONG) > 50
 
 
-def test_samples_say_of_how_many_rows_they_are_the_worst(tmp_path, images, texts):
-    errors = np.linspace(0, 1, 20)
-    figures.samples(tmp_path / "s.png", images, classes=CLASSES, errors=errors, total=1234)
-    assert {f"{name}, of the first 20 of 1,234 images" for name in ("best", "worst", "at random")} <= set(texts)
-    texts.clear()
-    figures.samples(tmp_path / "s.png", images, classes=CLASSES, errors=errors, total=20)
-    assert {f"{name}, of 20 images" for name in ("best", "worst", "at random")} <= set(texts)
+def test_a_sheet_shows_its_sections_under_their_titles_and_no_other_image(tmp_path, images, texts):
+    sections, captions = (
+        {"worst, of 1,234 images": [7, 3], "best, of 1,234 images": [0]},
+        [f"image {i}" for i in range(20)],
+    )
+    figures.samples(tmp_path / "s.png", images, sections=sections, classes=CLASSES, captions=captions)
+    order = [text for text in texts if text in captions or text in sections]
+    assert [text for text in order if text in sections] == [*sections]
+    assert [text for text in order if text in captions] == ["image 7", "image 3", "image 0"]
 
 
 def test_samples_of_exclusive_classes_go_by_the_highest_score(tmp_path, images, texts):
     scores, labels = np.tile([0.4, 0.35, 0.25], (20, 1)), np.tile([1.0, 0, 0], (20, 1))
     labels[3] = [0, 1, 0]
-    figures.samples(tmp_path / "s.png", images, classes=CLASSES, labels=labels, scores=scores, exclusive=True)
+    options = {"labels": labels, "scores": scores, "exclusive": True}
+    figures.samples(tmp_path / "s.png", images, sections=ALL, classes=CLASSES, **options)
     assert texts.count("✓ Edema 0.40 present") == 19
     assert "✗ Edema 0.40 absent" in texts and "✗ Cardiomegaly 0.35 present" in texts
 
@@ -216,19 +201,19 @@ def test_samples_draw_masks_and_boxes_of_truth_and_prediction(tmp_path, images, 
     masks = np.zeros((20, 40, 32, 3), np.uint8)
     masks[:, 10:20, 8:20, 0] = 1
     truth, found = Overlay(masks=masks), Overlay(masks=np.roll(masks, 6, 1))
-    figures.samples(tmp_path / "m.png", images, classes=CLASSES, truth=truth, prediction=found, count=4)
+    some = {"worst": [19, 18], "best": [0, 1]}
+    figures.samples(tmp_path / "m.png", images, sections=some, classes=CLASSES, truth=truth, prediction=found)
     boxes = np.zeros((20, 2, 4), np.float32)
     boxes[:, 0] = [0.2, 0.2, 0.6, 0.7]
     found = Overlay(boxes=boxes + 0.1, box_labels=np.array([[1, -1]] * 20), box_scores=np.full((20, 2), 0.75))
     figures.samples(
         tmp_path / "b.png",
         np.repeat(images, 3, -1),
+        sections=some,
         classes=CLASSES,
         truth=Overlay(boxes=boxes, box_labels=np.zeros((20, 2), int)),
         prediction=found,
-        errors=np.arange(20),
         captions=[f"IoU {i / 20:.2f}" for i in range(20)],
-        count=4,
     )
     for name in ("m.png", "b.png"):
         assert shows(tmp_path / name, figures.TRUTH) > 100
@@ -253,9 +238,10 @@ def test_samples_draw_points_of_truth_and_prediction(tmp_path, images):
     points = np.full((20, 3, 2), [0.5, 0.25])
     points[:, 2] = np.nan
     path = tmp_path / "samples.png"
-    figures.samples(path, images, classes=(), truth=Overlay(points=points), prediction=Overlay(points=points + 0.2))
+    overlays = {"truth": Overlay(points=points), "prediction": Overlay(points=points + 0.2)}
+    figures.samples(path, images, sections=ALL, classes=(), **overlays)
     assert shows(path, figures.TRUTH) > 50 and shows(path, figures.PREDICTION) > 50
-    figures.samples(path, images, classes=(), truth=Overlay(points=np.full((20, 3, 2), np.nan)))
+    figures.samples(path, images, sections=ALL, classes=(), truth=Overlay(points=np.full((20, 3, 2), np.nan)))
     assert shows(path, figures.TRUTH) == 0
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("outlines", "dicom_segmentation"),
     ("contact_sheet", "overlap", "verification"),  # what `python -m mediax.datasets` does with any dataset
     ("convert", "figures", "builder", "minijsrt", "photographs", "phantoms", "pretrained", "deformable_transformer"),
-    ("box_metrics", "findings", "retrieval"),
+    ("box_metrics", "findings", "retrieval", "samples"),
     ("metric_log", "transforms", "optimizer", "sharding", "metrics", "protocols", "layers", "images"),
     ("dicom",),
     (

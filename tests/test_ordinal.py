@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from sheets import samples_of
 from sklearn import metrics as reference
 
 from mediax import evaluate, figures, protocols, run
 from mediax.errors import InputError
+from mediax.samples import Samples
 from mediax.tasks.ordinal import CRITERIA, Task, fellow_mean, grading, kappa_thresholds
 
 GRADES = ("none", "mild", "moderate", "severe")
@@ -209,15 +211,28 @@ def test_the_confusion_matrix_is_of_the_grades_that_are_scored(pairs, tmp_path, 
     calibration = task.calibrate(predictions, targets, groups)
     monkeypatch.setattr(figures, "confusion", lambda path, *arguments: drawn.update({path.name: arguments}))
     monkeypatch.setattr(figures, "samples", lambda path, images, **options: drawn.update({path.name: options}))
-    images = np.zeros((6, 8, 8, 1), np.float32)
+    images = np.zeros((400, 8, 8, 1), np.float32)
     evaluation = SimpleNamespace(name="test", tasks={"grade": task}, protocol=protocols.get("eyepacs/kappa"))
-    collected = evaluate.Collected({"grade": predictions}, {"grade": targets}, {"patient_id": groups}, 0.0, images)
-    run._draw(tmp_path, evaluate.Score(evaluation, "grade", []), collected, calibration)
+    collected = evaluate.Collected({"grade": predictions}, {"grade": targets}, {"patient_id": groups}, 0.0)
+    samples = samples_of(task, images, predictions, targets, calibration, groups)
+    run._draw(tmp_path, evaluate.Score(evaluation, "grade", []), collected, samples, calibration)
     decided, true, _ = drawn["confusion_test.png"]
     found = values_of(task.metrics(predictions, targets, calibration=calibration, groups=groups, resamples=0))
     kappa = reference.cohen_kappa_score(true, decided, weights="quadratic")
     assert found["quadratic_weighted_kappa"] == pytest.approx(kappa)
-    np.testing.assert_array_equal(drawn["samples_test.png"]["errors"], np.abs(decided - true)[:6])
+    np.testing.assert_array_equal(task.errors(predictions, targets, calibration, groups), np.abs(decided - true))
+    # Some rows alone, with those that their grades depend on, are graded as among all.
+    rows = task.companions(predictions, np.array([3, 250, 17]), groups)
+    assert rows.tolist() == ([2, 3, 16, 17, 250, 251] if pairs else [3, 250, 17])
+    some = Samples(
+        {"": range(len(rows))},
+        images[rows],
+        *({k: v[rows] for k, v in a.items()} for a in (predictions, targets)),
+        groups[rows],
+    )
+    captions = drawn["samples_test.png"]["captions"]
+    task.draw_samples(tmp_path, "test", some, calibration)
+    assert drawn["samples_test.png"]["captions"] == [captions[row] for row in rows]
     alone = task.decide(predictions, calibration)
     assert (decided != alone).any() == pairs
 
@@ -262,8 +277,10 @@ def test_head_pictures_and_findings(tmp_path, sheets):
     task, targets = make_task(criterion="mse"), {"labels": LABELS}
     predictions = {"grade": np.float32([0.1, 0.2, 2.9, 1.0, 2.2])}
     calibration = {"thresholds": [0.5, 1.5, 2.5], "shares": [0.25] * 4}
-    task.draw_samples(tmp_path, "test", np.zeros((4, 8, 8, 1), np.float32), predictions, targets, calibration)
-    assert sheets == [(4, 5)]
+    task.draw(tmp_path, "test", predictions, targets, calibration=calibration)
+    images = np.zeros((5, 8, 8, 1), np.float32)
+    task.draw_samples(tmp_path, "test", samples_of(task, images, predictions, targets, calibration), calibration)
+    assert sorted(row for rows in sheets[0].values() for row in rows) == [*range(5)]
     for path in (tmp_path / "confusion_test.png", tmp_path / "samples_test.png"):
         assert min(Image.open(path).size) > 200
     found = task.findings(predictions, calibration, 2, (8, 8))

@@ -62,6 +62,7 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
     np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-3)
     results = json.loads((tmp_path / "two" / "results.json").read_text())["results"]
     assert {result["evaluation"] for result in results} == {"validation", "test"}
+    assert (tmp_path / "two" / "samples_test.png").is_file()  # of rows that both processes ran once more
     assert [metric["n"] for metric in results[0]["metrics"] if metric["name"] == "auroc/macro"] == [16]
 
 

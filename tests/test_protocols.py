@@ -112,7 +112,7 @@ def scored(name, task, predictions, targets, *, patients=None, studies=None, cal
         rows="",
     )
     host = {name: values for name, values in host.items() if values is not None}
-    collected = evaluate.Collected({"task": predictions}, {"task": targets}, host, 0.0, np.zeros(0))
+    collected = evaluate.Collected({"task": predictions}, {"task": targets}, host, 0.0)
     if calibration is None:
         calibration = evaluate.calibrate(evaluation, collected)
     (score,) = evaluate.score(evaluation, collected, calibration, resamples=resamples)

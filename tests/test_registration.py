@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from sheets import samples_of
 
 from mediax import experiment, predict, protocols, run
 from mediax.errors import InputError
@@ -228,10 +229,13 @@ def test_pictures(tmp_path, sheets):
     task, batch = make_task(), make_batch()
     batch["keypoints"][2] = NAN
     predictions, targets = jax.device_get(task.predict(make_outputs(), batch)), task.targets(batch)
-    task.draw(tmp_path, "test", predictions, targets)
-    task.draw_samples(tmp_path, "test", batch["image"], predictions, targets, {})
-    task.draw_samples(tmp_path, "test", batch["image"][:2], predictions, targets, {})
-    assert sheets == [(3, 3), (2, 3)]
+    task.draw(tmp_path, "test", predictions, targets, calibration={})
+    errors = task.errors(predictions, targets, {})
+    assert np.isnan(errors).tolist() == [False, False, True]
+    samples = samples_of(task, batch["image"], predictions, targets, {})
+    task.draw_samples(tmp_path, "test", samples, {})
+    order = [*np.argsort(errors[:2])]
+    assert sheets == [{"best": order[:1], "worst": order[1:], "at random": [2]}]
     for name in ("success_test.png", "samples_test.png"):
         assert min(Image.open(tmp_path / name).size) > 200
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 from scipy import stats
+from sheets import samples_of
 from sklearn import metrics as reference
 
 from mediax.errors import InputError
@@ -171,10 +172,16 @@ def test_pictures_and_findings(tmp_path, sheets):
     task = make_task()
     predictions, targets = {"target": TRUE.copy()}, {"target": TRUE}
     predictions["target"][1:4] = 30
-    task.draw(tmp_path, "test", predictions, targets)
-    images = np.zeros((4, 8, 8, 1), np.float32)
-    task.draw_samples(tmp_path, "test", images, predictions, targets, {})
-    assert sheets == [(4, 5)]
+    task.draw(tmp_path, "test", predictions, targets, calibration={})
+    images = np.zeros((5, 8, 8, 1), np.float32)
+    task.draw_samples(tmp_path, "test", samples_of(task, images, predictions, targets, {}), {})
+    errors = task.errors(predictions, targets, {})
+    off = np.abs(predictions["target"] - TRUE) / task.std
+    np.testing.assert_allclose(
+        errors, [np.mean(row[np.isfinite(row)]) if np.isfinite(row).any() else NAN for row in off]
+    )
+    assert sorted(row for rows in sheets[0].values() for row in rows) == [*range(5)]
+    assert sheets[0]["worst"][0] == np.nanargmax(errors)
     for path in (tmp_path / "scatter_test.png", tmp_path / "samples_test.png"):
         assert min(Image.open(path).size) > 200
     assert task.findings(predictions, {}, 1, (8, 8)).scores == {"age": 30.0, "dose": 30.0}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
+from sheets import samples_of
 
 from mediax import figures
 from mediax.errors import InputError
@@ -395,9 +396,11 @@ def test_overlays_are_drawn(exclusive, tmp_path, sheets):
     batch = make_batch(size=(16, 16), exclusive=exclusive)
     batch["mask_valid"][1] = False
     predictions, targets = evaluated(task, logits_of(batch, 3 + exclusive), batch)
-    first = batch["image"][:2]
-    task.draw_samples(tmp_path, "test", first, predictions, targets, task.calibrate(predictions, targets))
-    assert sheets == [(2, len(batch["image"]))]
+    calibration = task.calibrate(predictions, targets)
+    samples = samples_of(task, batch["image"], predictions, targets, calibration)
+    task.draw_samples(tmp_path, "test", samples, calibration)
+    assert sorted(row for rows in sheets[0].values() for row in rows) == [*range(len(batch["image"]))]
+    assert 1 in sheets[0]["at random"]  # nothing is known of it
     assert (tmp_path / "samples_test.png").stat().st_size > 1000
 
 
@@ -409,7 +412,9 @@ def test_overlays_show_nothing_outside_of_the_field_of_view(tmp_path, monkeypatc
     predictions, targets = evaluated(TASK, logits, batch)
     shown = {}
     monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.update(options))
-    TASK.draw_samples(tmp_path, "test", batch["image"], predictions, targets, TASK.calibrate(predictions, targets))
+    calibration = TASK.calibrate(predictions, targets)
+    samples = samples_of(TASK, batch["image"], predictions, targets, calibration)
+    TASK.draw_samples(tmp_path, "test", samples, calibration)
     inside = np.broadcast_to(batch["field_of_view"][..., None] > 0, shown["prediction"].masks.shape)
     np.testing.assert_array_equal(shown["prediction"].masks, inside)
 

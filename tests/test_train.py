@@ -165,6 +165,19 @@ def test_evaluation_sees_every_row_once_and_pads_the_last_batch():
         assert sorted(map(int, seen)) == list(range(rows))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_some_rows_of_an_evaluation_are_as_among_all(processes):
+    options = {"batch_size": 8, "transform": [{"name": "random_affine", "rotate": 20, "probability": 1.0}]}
+    evaluated = partial(data.evaluation_batches, toy.Source(30), toy.read, **options)
+    rows, everything = [2, 3, 5, 17, 20, 21, 22, 23, 29], [*evaluated()]
+    shares = [[*evaluated(rows=rows, process=(index, processes))] for index in range(processes)]
+    batches = [np.concatenate([batch["image"][batch["valid"]] for batch in same]) for same in zip(*shares, strict=True)]
+    assert [len(batch) for batch in batches] == [8, 1]
+    np.testing.assert_array_equal(
+        np.concatenate(batches), np.concatenate([batch["image"][batch["valid"]] for batch in everything])[rows]
+    )
+
+
 def test_permuted_labels_keep_images_and_deal_the_labels_out_anew():
     source = data.PermutedLabels(toy.Source(), toy.read, seed=0)
     rows = [source[index] for index in range(64)]

@@ -20,6 +20,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.samples import Samples
 
 CRITERIA = ("mse", "cross_entropy")
 SCORES = ("likelihood", "reconstruction")
@@ -189,49 +190,77 @@ class Task:
         """The most likely component of the mixture for each image, i[N]."""
         return component_log_densities(predictions["code"], calibration).argmax(axis=1)
 
-    def draw_samples(
+    def draw(
         self,
         folder: Path,
         name: str,
-        images: np.ndarray,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        *,
+        classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
+    ) -> None:
+        """Draws ROC and scores as `roc_<name>.png` and `scores_<name>.png`, or clusters as `confusion_<name>.png`."""
+        if self.clusters:
+            called, true = self._matched(predictions, targets, calibration)
+            # A cluster without a class is called none of them.
+            figures.confusion(folder / f"confusion_{name}.png", called, np.where(called < 0, -1, true), self.classes)
+            return
+        scores, labels = self.scores(predictions, calibration), targets["labels"]
+        figures.roc(folder / f"roc_{name}.png", scores[:, None], labels, self.classes)
+        of_class = labels[:, 0], calibration["threshold"], self.classes[0]
+        figures.scores(folder / f"scores_{name}.png", scores, *of_class)
+
+    def errors(
+        self,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws ROC and scores of the split, or the confusion of its clusters, and a sheet of its first `images`.
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """How far each score is on the wrong side of the threshold, f64[N], or 1 for each image in a wrong cluster.
 
-        On the sheet each image stands beside its reconstruction.
+        NaN where it is unknown.
         """
-        labels = targets["labels"]
         if self.clusters:
-            assigned, true = self.assign(predictions, calibration), _classes(labels)
-            called = best_matching(_table(assigned, true, self.components, len(self.classes)))[assigned]
-            # A cluster without a class is called none of them.
-            figures.confusion(folder / f"confusion_{name}.png", called, np.where(called < 0, -1, true), self.classes)
-            errors = np.where(true < 0, np.nan, called != true)
+            called, true = self._matched(predictions, targets, calibration)
+            return np.where(true < 0, np.nan, called != true)
+        beyond = self.scores(predictions, calibration) - calibration["threshold"]
+        label = targets["labels"][:, 0]
+        return np.where(np.isnan(label), np.nan, np.where(label == 1, -beyond, beyond))
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images, each beside its reconstruction."""
+        predictions, labels = samples.predictions, samples.targets["labels"]
+        if self.clusters:
             captions = [
                 f"cluster {cluster + 1}, {'unknown' if k < 0 else self.classes[k]}"
-                for cluster, k in zip(assigned, true)
+                for cluster, k in zip(self.assign(predictions, calibration), _classes(labels))
             ]
         else:
-            scores, threshold = self.scores(predictions, calibration), calibration["threshold"]
-            figures.roc(folder / f"roc_{name}.png", scores[:, None], labels, self.classes)
-            figures.scores(folder / f"scores_{name}.png", scores, labels[:, 0], threshold, self.classes[0])
-            errors = np.where(np.isnan(labels[:, 0]), np.nan, (scores >= threshold) != (labels[:, 0] == 1))
             words = {0.0: "normal", 1.0: "anomalous"}
             captions = [
-                f"score {score:.4g} of {threshold:.4g}, {words.get(float(label), 'unknown')}"
-                for score, label in zip(scores, labels[:, 0])
+                f"score {score:.4g} of {calibration['threshold']:.4g}, {words.get(float(label), 'unknown')}"
+                for score, label in zip(self.scores(predictions, calibration), labels[:, 0])
             ]
-        count = len(images)
         figures.samples(
             folder / f"samples_{name}.png",
-            np.concatenate([images, predictions["image"][:count]], axis=2),
+            np.concatenate([samples.images, predictions["image"]], axis=2),
+            sections=samples.sections,
             classes=self.classes,
-            errors=errors[:count],
-            captions=captions[:count],
-            total=len(errors),
+            captions=captions,
         )
+
+    def _matched(
+        self,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        calibration: Mapping[str, Any],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The class i[N] that each image's cluster is called in the best matching, and the true one; -1 is none."""
+        assigned, true = self.assign(predictions, calibration), _classes(targets["labels"])
+        return best_matching(_table(assigned, true, self.components, len(self.classes)))[assigned], true
 
     def findings(
         self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]

@@ -21,6 +21,7 @@ from mediax.errors import InputError
 from mediax.findings import Box, Findings
 from mediax.model import Build
 from mediax.operators import boxes, mirror
+from mediax.samples import Samples
 
 LOSSES = ("smooth_l1", "giou")
 PER_CLASS = ("iou", "iou_at_least_50")
@@ -150,25 +151,26 @@ class Task:
         values = np.stack([overlap, right], axis=2)
         return metrics.case_means(values, [self.names[i] for i in index], PER_CLASS, groups, resamples=resamples)
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with the true and the predicted boxes."""
-        predicted, true = predictions["boxes"][: len(images)], targets["boxes"][: len(images)]
-        overlap = metrics.mean_of_defined(box_iou(predicted, true))
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One minus the mean IoU of each image's known boxes, f64[N]; NaN where none is known."""
+        return 1 - metrics.mean_of_defined(box_iou(predictions["boxes"], targets["boxes"]))
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with the true and the predicted boxes."""
+        predicted, true = samples.predictions["boxes"], samples.targets["boxes"]
+        overlap = 1 - self.errors(samples.predictions, samples.targets, calibration)
         labels = np.broadcast_to(np.arange(len(self.names)), predicted.shape[:2])
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.names,
-            errors=1 - overlap,
-            total=len(predictions["boxes"]),
             captions=["no known box" if np.isnan(value) else f"mean IoU {value:.2f}" for value in overlap],
             truth=figures.Overlay(boxes=true, box_labels=labels),
             prediction=figures.Overlay(boxes=predicted, box_labels=labels),

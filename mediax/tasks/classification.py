@@ -16,6 +16,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.samples import Samples, calls, errors_of_scores
 
 STUDIES = True  # the maximum of its scores over the images of a study is a score of the study
 THRESHOLDS = {
@@ -172,6 +173,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         *,
         classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
     ) -> None:
         """Draws the curves of what `metrics` scored into `folder`, as `<kind>_<name>.png`."""
         index = [self.classes.index(name) for name in classes or self.classes]
@@ -182,25 +185,28 @@ class Task:
             truth = np.where(np.isnan(labels).any(1), -1, np.nan_to_num(labels).argmax(1))
             figures.confusion(folder / f"confusion_{name}.png", scores.argmax(1), truth, self.classes)
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with what is true and what was predicted."""
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The worst wrong score of each image, f64[N]; below 0 where all are right, NaN where none is known."""
+        called = calls(predictions["scores"], calibration.get("thresholds"), exclusive=self.exclusive)
+        return errors_of_scores(predictions["scores"], targets["labels"], called)
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with what is true and what was predicted."""
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.classes,
-            labels=targets["labels"][: len(images)],
-            scores=predictions["scores"][: len(images)],
+            labels=samples.targets["labels"],
+            scores=samples.predictions["scores"],
             exclusive=self.exclusive,
             thresholds=calibration.get("thresholds"),
-            total=len(predictions["scores"]),
         )
 
     def findings(

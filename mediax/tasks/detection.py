@@ -18,6 +18,7 @@ from mediax.findings import Box, Findings, mask_of_box
 from mediax.model import Build
 from mediax.operators import mirror, paste
 from mediax.operators.nms import nms
+from mediax.samples import Samples
 
 TARGETS = ("boxes", "box_labels", "box_valid")
 FOUND = ("boxes", "scores", "labels", "masks")  # what a head says of each box; masks, if it learns them
@@ -204,38 +205,44 @@ class Task:
         """Finds no box in any image."""
         return dict(predictions) | {"scores": np.zeros_like(predictions["scores"])}
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with the true boxes and those that were found."""
-        count = len(images)
-        scores = predictions["scores"][:count]
-        known = targets["box_valid"][:count] & targets["boxes_known"][:count, None]
-        shown = scores >= self._least_shown()
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One minus F1 of the boxes that are shown of each image, f64[N], at an IoU of 0.5; NaN where none is known."""
+        scores, known = predictions["scores"], targets["boxes_known"]
+        shown = dict(predictions) | {"scores": np.where(scores >= self._least_shown(), scores, 0)}
+        errors = np.full(len(scores), np.nan)
+        errors[known] = 1 - box_metrics.f1_of_images(box_metrics.gather(shown, targets, self.box_classes, None))
+        return errors
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with the true boxes and those that were found."""
+        predictions, targets = samples.predictions, samples.targets
+        known = targets["box_valid"] & targets["boxes_known"][:, None]
+        shown = predictions["scores"] >= self._least_shown()
+        f1 = 1 - self.errors(predictions, targets, calibration)
         has_masks = "structures" in predictions
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.box_classes,
-            captions=None if targets["boxes_known"][:count].all() else _captions(targets["boxes_known"][:count]),
+            captions=["boxes unknown" if np.isnan(value) else f"F1 {value:.2f}" for value in f1],
             truth=figures.Overlay(
-                masks=targets["masks"][:count] > 0 if has_masks else None,
-                boxes=targets["boxes"][:count],
-                box_labels=_or_padding(targets["box_labels"], known),
+                masks=targets["masks"] > 0 if has_masks else None,
+                boxes=targets["boxes"],
+                box_labels=np.where(known, targets["box_labels"], -1),
             ),
             prediction=figures.Overlay(
-                masks=predictions["structures"][:count] > 0 if has_masks else None,
-                boxes=predictions["boxes"][:count],
-                box_labels=_or_padding(predictions["labels"], shown),
-                box_scores=scores,
+                masks=predictions["structures"] > 0 if has_masks else None,
+                boxes=predictions["boxes"],
+                box_labels=np.where(shown, predictions["labels"], -1),
+                box_scores=predictions["scores"],
             ),
-            total=len(predictions["scores"]),
         )
 
     def findings(
@@ -301,11 +308,3 @@ def _without_duplicates(found: Mapping[str, jax.Array], most: int) -> dict[str, 
     index, kept = nms(boxes, scores, iou_threshold=DUPLICATE_IOU, labels=labels, valid=scores > 0, max_boxes=most)
     best = {name: array[index] for name, array in found.items()}
     return best | {"boxes": jnp.where(kept[:, None], best["boxes"], 0), "scores": jnp.where(kept, best["scores"], 0)}
-
-
-def _captions(known: np.ndarray) -> list[str]:
-    return ["" if one else "boxes unknown" for one in known]
-
-
-def _or_padding(labels: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    return np.where(shown, labels[: len(shown)], -1)

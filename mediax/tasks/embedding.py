@@ -20,6 +20,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.samples import Samples
 
 COUPLES_ROWS = True  # the loss compares the rows of a batch: slices of it (accumulate) would not add up to the whole
 POSITIVES = ("view", "patient", "labels")
@@ -167,6 +168,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         *,
         classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
     ) -> None:
         """Draws the first two principal components of the features, coloured by class, as `projection_<name>.png`."""
         points, shares = retrieval.principal_components(retrieval.unit(predictions["features"]))
@@ -174,35 +177,40 @@ class Task:
         labels = targets["labels"][:, index] if index else np.empty((len(points), 0))
         figures.projection(folder / f"projection_{name}.png", points, shares, labels, [self.classes[i] for i in index])
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split, each with the nearest others among them.
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """How unlike an image's labels those of its nearest others are on average, f64[N]; NaN where unknown."""
+        count = len(predictions["embedding"])
+        if "labels" not in targets:
+            return np.full(count, np.nan)
+        labels, nearest = targets["labels"], retrieval.nearest(predictions["embedding"], np.arange(count), SHOWN)
+        return metrics.mean_of_defined(metrics.mean_of_defined(np.abs(labels[nearest] - labels[:, None])))
+
+    def companions(
+        self, predictions: Mapping[str, np.ndarray], rows: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The nearest others of `rows`, which are drawn beside them."""
+        return retrieval.nearest(predictions["embedding"], rows, SHOWN).ravel()
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images, each with its nearest others in the split.
 
         In each square the query is at the top left; its neighbours follow in the order of reading, with their cosines.
         """
-        count = len(images)
-        similarity = predictions["embedding"][:count] @ predictions["embedding"][:count].T
-        np.fill_diagonal(similarity, -np.inf)
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(SHOWN, count - 1)]
-        errors = np.full(count, np.nan)
-        if "labels" in targets:
-            labels = targets["labels"][:count]
-            errors = metrics.mean_of_defined(metrics.mean_of_defined(np.abs(labels[nearest] - labels[:, None])))
-        cosines = [[f"{similarity[row, other]:.2f}" for other in others] for row, others in enumerate(nearest)]
+        vectors, images = samples.predictions["embedding"], samples.images
+        nearest = retrieval.nearest(vectors, np.arange(len(vectors)), SHOWN)
+        cosines = np.einsum("nd,nsd->ns", vectors, vectors[nearest])
         figures.samples(
             folder / f"samples_{name}.png",
             np.stack([_square(images[[row, *others]]) for row, others in enumerate(nearest)]),
+            sections=samples.sections,
             classes=self.classes,
-            errors=errors,
-            captions=[f"query, then {', '.join(words)}" for words in cosines],
-            total=len(predictions["embedding"]),
+            captions=[f"query, then {', '.join(f'{cosine:.2f}' for cosine in row)}" for row in cosines],
         )
 
     def findings(

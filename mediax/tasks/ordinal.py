@@ -21,6 +21,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.samples import Samples
 
 CRITERIA = ("cross_entropy", "mse", "corn")
 DECISIONS = ("kappa", "nearest", "most_likely")
@@ -191,32 +192,52 @@ class Task:
         grade = self._blended(predictions, calibration, groups)
         return np.searchsorted(calibration["thresholds"], grade, side="right")
 
-    def draw_samples(
+    def draw(
         self,
         folder: Path,
         name: str,
-        images: np.ndarray,
+        predictions: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        *,
+        classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
+    ) -> None:
+        """Draws the confusion matrix of the grades that `metrics` scores, as `confusion_<name>.png`."""
+        decided = self.decide(predictions, calibration, groups)
+        figures.confusion(folder / f"confusion_{name}.png", decided, _grades(targets["labels"]), self.classes)
+
+    def errors(
+        self,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-        groups: Sequence | None = None,
-    ) -> None:
-        """Draws the confusion matrix of the split, and a sheet of its first `images` f32[N,H,W,C], worst first.
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """How many grades each image's is off, f64[N]; NaN where it is unknown. `pairs` needs `groups`."""
+        true = _grades(targets["labels"])
+        return np.where(true < 0, np.nan, np.abs(self.decide(predictions, calibration, groups) - true))
 
-        The grades are those that `metrics` scores, so `pairs` needs `groups`, the patient of each row.
-        """
-        decided, true = self.decide(predictions, calibration, groups), _grades(targets["labels"])
-        figures.confusion(folder / f"confusion_{name}.png", decided, true, self.classes)
-        count, blended = len(images), self._blended(predictions, calibration, groups)
+    def companions(
+        self, predictions: Mapping[str, np.ndarray], rows: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The rows by which the grades of `rows` are decided, too: with `pairs` those of the same patients."""
+        if not self.pairs or groups is None:
+            return rows
+        return np.flatnonzero(np.isin(groups, groups[rows]))
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with the grades that `metrics` scores, the true and the expected ones."""
+        predictions, groups = samples.predictions, samples.groups
+        decided, true = self.decide(predictions, calibration, groups), _grades(samples.targets["labels"])
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.classes,
-            errors=np.where(true < 0, np.nan, np.abs(decided - true))[:count],
-            total=len(decided),
             captions=[
                 f"grade {called} ({'unknown' if grade < 0 else f'true {grade}'}), expected {expected:.1f}"
-                for called, grade, expected in zip(decided[:count], true, blended)
+                for called, grade, expected in zip(decided, true, self._blended(predictions, calibration, groups))
             ],
         )
 

@@ -20,6 +20,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.model import Build
 from mediax.operators import correlation, quadratic
+from mediax.samples import Samples
 
 FIELDS = ("moving", "keypoints", "moving_keypoints")
 PER_PAIR = ("auc", "error", "acceptable")
@@ -157,6 +158,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         *,
         classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
     ) -> None:
         """Draws the share of pairs whose error is below a tolerance, against it, as `success_<name>.png`."""
         before, after = (
@@ -167,37 +170,37 @@ class Task:
             folder / f"success_{name}.png", {"registered": after, "as they are": before}, LIMIT, "pixels"
         )
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first pairs of a split: above as they are, below with the moving image brought over.
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The mean distance of each pair's points from their places, f64[N], in pixels; NaN where none is known."""
+        return pair_scores(predictions["keypoints"], targets["keypoints"], self.size)[:, PER_PAIR.index("error")]
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of pairs: above as they are, below with the moving image brought over.
 
         The image is red and the moving one green, so that what fits is yellow; the known points are drawn, too.
         """
-        count = len(images)
-        moving, true = predictions["moving"][:count], targets["keypoints"][:count]
-        before, after = predictions["moving_keypoints"][:count], predictions["keypoints"][:count]
-        warped = [warp(*pair) for pair in zip(moving, predictions["coefficients"])]
+        predictions, true = samples.predictions, samples.targets["keypoints"]
+        warped = [warp(*pair) for pair in zip(predictions["moving"], predictions["coefficients"])]
         sheets = [
             np.concatenate([_overlay(image, other) for other in others])
-            for image, *others in zip(images, moving, warped)
+            for image, *others in zip(samples.images, predictions["moving"], warped)
         ]
-        error = pair_scores(after, true, self.size)[:, PER_PAIR.index("error")]
+        error = self.errors(predictions, samples.targets, calibration)
+        moved = _stacked(predictions["moving_keypoints"], predictions["keypoints"])
         figures.samples(
             folder / f"samples_{name}.png",
             np.stack(sheets),
+            sections=samples.sections,
             classes=(),
-            errors=error,
             captions=["no known point" if np.isnan(value) else f"error {value:.1f} pixels" for value in error],
             truth=figures.Overlay(points=_stacked(true, true)),
-            prediction=figures.Overlay(points=_stacked(before, after)),
-            total=len(predictions["keypoints"]),
+            prediction=figures.Overlay(points=moved),
         )
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:

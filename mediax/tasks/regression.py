@@ -15,6 +15,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.samples import Samples
 
 CRITERIA = ("l1", "l2", "huber")
 PER_TARGET = ("mae", "rmse", "r2", "pearson", "bias")
@@ -150,6 +151,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         *,
         classes: Sequence[str] = (),
+        calibration: Mapping[str, Any],
+        groups: np.ndarray | None = None,
     ) -> None:
         """Draws predicted against true values, and their difference against their mean, as `scatter_<name>.png`."""
         index = [self.target_names.index(name) for name in classes or self.target_names]
@@ -160,25 +163,26 @@ class Task:
             [self.target_names[i] for i in index],
         )
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with the true and the predicted values."""
-        predicted, true = predictions["target"][: len(images)], targets["target"][: len(images)]
-        deviation = np.abs(predicted - true) / np.asarray(self._standard()[1])
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The mean absolute error of each image's known targets, f64[N], in units of `std`; NaN where none is known."""
+        deviation = np.abs(predictions["target"] - targets["target"]) / np.asarray(self._standard()[1])
+        return metrics.mean_of_defined(deviation)
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with the true and the predicted values."""
+        values = zip(samples.predictions["target"], samples.targets["target"])
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.target_names,
-            errors=metrics.mean_of_defined(deviation),
-            captions=[", ".join(map(_caption, *row)) for row in zip(predicted, true)],
-            total=len(predictions["target"]),
+            captions=[", ".join(map(_caption, *row)) for row in values],
         )
 
     def findings(

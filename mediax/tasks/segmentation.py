@@ -20,6 +20,7 @@ from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
 from mediax.operators.padding import extent
+from mediax.samples import Samples
 
 LOSSES = ("cross_entropy", "dice", "focal")
 PER_STRUCTURE = ("dice", "iou", "dice_present")
@@ -247,32 +248,32 @@ class Task:
             name: np.repeat(targets[f"reader_{name}"][..., None], count, -1) for name in ("called", "overlap", "height")
         }
 
-    def draw_samples(
+    def errors(
         self,
-        folder: Path,
-        name: str,
-        images: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
-    ) -> None:
-        """Draws a sheet of the first `images` f32[N,H,W,C] of a split with the true and the predicted outlines."""
-        count = len(images)
-        dice = metrics.mean_of_defined(overlaps(predictions, targets, self._places(calibration))["dice"][:count])
-        called = self._called(
-            predictions["probabilities"][:count], np.asarray(calibration.get("thresholds", 0.5), np.float32), np
-        )
-        known = ~np.isnan(targets["area"][:count])[:, None, None]
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One minus the mean Dice of each image's known structures, f64[N]; NaN where none is known."""
+        return 1 - metrics.mean_of_defined(overlaps(predictions, targets, self._places(calibration))["dice"])
+
+    def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
+        """Draws a sheet of images with the true and the predicted outlines."""
+        predictions, targets = samples.predictions, samples.targets
+        dice = 1 - self.errors(predictions, targets, calibration)
+        thresholds = np.asarray(calibration.get("thresholds", 0.5), np.float32)
+        called = self._called(predictions["probabilities"], thresholds, np)
         if "field_of_view" in targets:  # nothing outside of it counts
-            called = called & (targets["field_of_view"][:count] > 0)
+            called = called & (targets["field_of_view"] > 0)
+        known = ~np.isnan(targets["area"])[:, None, None]
         figures.samples(
             folder / f"samples_{name}.png",
-            images,
+            samples.images,
+            sections=samples.sections,
             classes=self.structures,
-            errors=1 - dice,
-            total=len(targets["area"]),
             captions=["no known mask" if np.isnan(value) else f"mean Dice {value:.2f}" for value in dice],
-            truth=figures.Overlay(masks=(targets["masks"][:count] > 0) & known),
+            truth=figures.Overlay(masks=(targets["masks"] > 0) & known),
             prediction=figures.Overlay(masks=called),
         )
 
