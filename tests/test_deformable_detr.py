@@ -28,28 +28,37 @@ WEIGHTS = {"class": 1.0, "l1": 5.0, "giou": 2.0}  # transformers' own
 
 
 @pytest.mark.parametrize(
-    "variant",
-    ["two_stage", pytest.param("plain", marks=pytest.mark.slow), pytest.param("refined", marks=pytest.mark.slow)],
+    ("variant", "dtype", "tolerance"),
+    [
+        ("two_stage", jnp.float64, 1e-5),
+        pytest.param("two_stage", jnp.float32, 1e-4, marks=pytest.mark.slow),
+        pytest.param("plain", jnp.float64, 1e-5, marks=pytest.mark.slow),
+        pytest.param("refined", jnp.float64, 1e-5, marks=pytest.mark.slow),
+    ],
 )
-def test_equals_transformers(variant):
+def test_equals_transformers(variant, dtype, tolerance):
+    """In float32 and in float64; gradients within ten times the tolerance."""
     golden = compare.load(f"deformable_detr_{variant}")
     outputs, slopes, level_slopes = detectors.run(
         deformable_detr,
         golden,
         lambda losses: sum(WEIGHTS[name] * losses[name].sum() for name in WEIGHTS) / 3,
         targets=detectors.targets(),
+        dtype=dtype,
         **SMALL | {"variant": variant},
     )
     for theirs, ours in LOSSES.items():
         expected = float(golden[f"losses/{theirs}"]) + float(golden[f"losses/{theirs}_0"])
-        compare.assert_loss(float(outputs["losses"][ours].sum()) / 3, expected, 1e-5, ours)
+        compare.assert_loss(float(outputs["losses"][ours].sum()) / 3, expected, tolerance, ours)
     found = detectors.best_pairs(golden["logits"], golden["boxes"], SMALL["detections"])
     np.testing.assert_array_equal(outputs["labels"], found["labels"])
     for name in ("scores", "boxes"):
-        compare.assert_close(outputs[name], found[name], 1e-5, name)
+        compare.assert_close(outputs[name], found[name], tolerance, name)
     for stride in (8, 16, 32):
-        compare.assert_close(level_slopes[stride], golden[f"gradient/level/{stride}"], 1e-4, f"level {stride}")
-    detectors.assert_gradients(deformable_detr, slopes, golden, 1e-4)
+        compare.assert_close(
+            level_slopes[stride], golden[f"gradient/level/{stride}"], 10 * tolerance, f"level {stride}"
+        )
+    detectors.assert_gradients(deformable_detr, slopes, golden, 10 * tolerance)
 
 
 # transformers' of "refined" shares what predicts the class among the layers, the authors' and ours do not.

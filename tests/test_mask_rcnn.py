@@ -46,14 +46,18 @@ def targets():
     }
 
 
-@pytest.fixture(scope="module")
-def against_torchvision():
-    """(golden, outputs, gradients of the weights, gradients of the pyramid), all samples taken, in float64."""
+def run(dtype):
+    """(golden, outputs, gradients of the weights, gradients of the pyramid), all samples taken."""
     golden = compare.load("mask_rcnn")
-    options = SMALL | {"anchors_sampled": EVERYTHING, "sampled": EVERYTHING, "lowest_score": 0.2}
+    options = SMALL | {"anchors_sampled": EVERYTHING, "sampled": EVERYTHING, "lowest_score": 0.2, "dtype": dtype}
     return golden, *detectors.run(
         mask_rcnn, golden, lambda losses: sum(losses.values()).mean(), targets=targets(), **options
     )
+
+
+@pytest.fixture(scope="module")
+def against_torchvision():
+    return run(jnp.float64)
 
 
 def test_losses_equal_torchvision(against_torchvision):
@@ -75,15 +79,31 @@ def test_gradients_equal_torchvision(against_torchvision):
 
 def test_detections_equal_torchvision(against_torchvision):
     golden, outputs, _, _ = against_torchvision
+    assert_detections_equal(golden, outputs, 1e-5)
+
+
+@pytest.mark.slow
+def test_equals_torchvision_in_float32():
+    golden, outputs, slopes, _ = run(jnp.float32)
+    for row in range(2):
+        for theirs, ours in LOSSES.items():
+            expected = float(golden[f"losses/{row}/{theirs}"])
+            compare.assert_loss(outputs["losses"][ours][row], expected, 1e-4, f"{ours} of image {row}")
+    assert_detections_equal(golden, outputs, 1e-4)
+    shapes = json.loads(str(golden["shapes"]))
+    compare.assert_summary(mask_rcnn, {"backbone": {}, "head": slopes}, golden, "gradient", shapes, 1e-3)
+
+
+def assert_detections_equal(golden, outputs, tolerance):
     for row in range(2):
         expected = {name: golden[f"found/{row}/{name}"] for name in ("boxes", "scores", "labels", "masks")}
         count = len(expected["scores"])
         assert count > 0 and (outputs["scores"][row, count:] == 0).all()
         boxes = np.asarray(outputs["boxes"][row, :count] * np.array([*SIZE, *SIZE]))[:, [1, 0, 3, 2]]
-        compare.assert_close(boxes, expected["boxes"], 1e-5, "boxes")
-        compare.assert_close(outputs["scores"][row, :count], expected["scores"], 1e-5, "scores")
+        compare.assert_close(boxes, expected["boxes"], tolerance, "boxes")
+        compare.assert_close(outputs["scores"][row, :count], expected["scores"], tolerance, "scores")
         np.testing.assert_array_equal(outputs["labels"][row, :count] + 1, expected["labels"])
-        compare.assert_close(outputs["masks"][row, :count], expected["masks"][:, 0], 1e-5, "masks")
+        compare.assert_close(outputs["masks"][row, :count], expected["masks"][:, 0], tolerance, "masks")
 
 
 def test_each_region_learns_the_instance_of_its_box():

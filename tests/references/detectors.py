@@ -34,12 +34,14 @@ def targets() -> dict[str, jax.Array]:
     }
 
 
-def run(family, golden: dict, loss, *, targets: dict, train: bool = False, **options) -> tuple[dict, dict, dict]:
-    """(outputs, gradients of the weights, gradients of the pyramid) of `loss(losses)` in float64, on seeded weights."""
+def run(
+    family, golden: dict, loss, *, targets: dict, train: bool = False, dtype=jnp.float64, **options
+) -> tuple[dict, dict, dict]:
+    """(outputs, gradients of the weights, gradients of the pyramid) of `loss(losses)` on seeded weights."""
     weights = family.translate(seeded.tensors(json.loads(str(golden["shapes"]))))["head"]
-    with jax.enable_x64(True):
+    with jax.enable_x64(dtype == jnp.float64):
         # Shapes only: initialising every layer would take longer than the comparison.
-        options |= {"dtype": jnp.float64}
+        options |= {"dtype": dtype}
         head = nnx.eval_shape(lambda: family.Head(CHANNELS, CLASSES, **options, rngs=nnx.Rngs(0)))
         compare.set_weights(head, weights, "head")
         definition, params = nnx.split(head, nnx.Param)
@@ -49,7 +51,7 @@ def run(family, golden: dict, loss, *, targets: dict, train: bool = False, **opt
             outputs = head(levels, SIZE, targets, train=train, rngs=nnx.Rngs(0))
             return loss(outputs["losses"]), outputs
 
-        levels = {stride: jnp.asarray(level, jnp.float64) for stride, level in pyramid().items()}
+        levels = {stride: jnp.asarray(level, dtype) for stride, level in pyramid().items()}
         (slopes, level_slopes), outputs = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, levels)
         return jax.tree.map(np.asarray, (outputs, compare.flat(nnx.to_pure_dict(slopes)), level_slopes))
 
