@@ -1,5 +1,6 @@
 """The catalog: a name in a config is a file name in one of the four folders."""
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -44,10 +45,20 @@ def head(task: str, spec: Any, default: str) -> tuple[ModuleType, dict[str, Any]
 
 
 def check_options(field: str, called: type | Callable, options: Iterable[str]) -> None:
-    """Raises InputError if `options` names an argument that `called` does not take, with the valid ones."""
+    """Raises InputError if `options` names an argument that `called` does not take from a config, with the valid ones.
+
+    What mediax passes itself is no option: some names, and arguments by position, which have no default. The fields of
+    a dataclass (a Task) are passed by name.
+    """
     function = called.__init__ if isinstance(called, type) else called
     given_by_mediax = ("self", "rngs", "dtype", "remat", "channels", "in_channels", "name")
-    valid = [name for name in inspect.signature(function).parameters if name not in given_by_mediax]
+    by_name = dataclasses.is_dataclass(called)
+    valid = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if (by_name or parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty)
+        and parameter.name not in given_by_mediax
+    ]
     for name in options:
         if name not in valid:
             raise InputError(f"config field {field}: no option {name!r}; {suggestion(name, valid)}")

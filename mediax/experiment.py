@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 from flax import nnx
+from ml_collections.config_flags import config_path
 
 from mediax import (
     builder,
@@ -35,6 +36,7 @@ from mediax import (
     protocols,
     schedule,
     sharding,
+    transforms,
 )
 from mediax.batch import MAX_BOXES, Batch
 from mediax.checkpoint import Checkpoints
@@ -245,17 +247,30 @@ def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -
     return merged
 
 
-def check_override(config: Mapping[str, Any], path: str) -> None:
-    """Raises InputError if the dotted `path` of a command-line override names no field; open dicts take any key."""
-    here, walked = config, ""
-    for name in path.split("."):
-        if not isinstance(here, Mapping | ml_collections.ConfigDict):
+def open_override(config: ml_collections.ConfigDict, path: str) -> None:
+    """Raises InputError if the dotted `path` of a command-line override names no field.
+
+    Open dicts take any key: below one, dicts that the config does not have are begun, empty, for the override to fill.
+    """
+    try:
+        names = config_path.split(path)
+    except ValueError:
+        raise InputError(
+            f"--config.{path}: expected names between dots; a key that is no name is written as in "
+            "optimizer.per_part['head/*'].peak, all of it in double quotes"
+        ) from None
+    here, walked, is_open = config, "", False
+    for place, name in enumerate(names, 1):
+        if not isinstance(here, ml_collections.ConfigDict):
             raise InputError(f"--config.{path}: {walked} is {here!r} and has no fields of its own")
         if name not in here:
-            hint = catalog.suggestion(name, here)
-            raise InputError(f"--config.{path}: {walked or 'the config'} has no field {name!r}; {hint}")
-        if name in OPEN_FIELDS:
-            return
+            if not is_open:
+                hint = catalog.suggestion(name, here)
+                raise InputError(f"--config.{path}: {walked or 'the config'} has no field {name!r}; {hint}")
+            if place == len(names):
+                return
+            here[name] = ml_collections.ConfigDict()
+        is_open = is_open or name in OPEN_FIELDS
         here, walked = here[name], f"{walked}.{name}" if walked else name
 
 
@@ -290,10 +305,30 @@ def _check_ranges(config: Mapping[str, Any], prefix: str = "") -> None:
             raise InputError(f"config field {prefix}{name} is {value}: expected less than {BELOW[name]}")
 
 
+def _check_transforms(config: Mapping[str, Any]) -> None:
+    """Builds every pipeline once: those of evaluations are needed late, and those of streams in other processes."""
+    fields = {"transform": transforms.build, "second_view": transforms.build, "batch_transform": transforms.build_batch}
+    for kind in ("streams", "evaluations"):
+        for name, spec in config[kind].items():
+            for field in fields.keys() & spec.keys():
+                try:
+                    fields[field](spec[field])
+                except InputError as error:
+                    raise InputError(f"config field {kind}.{name}.{field}: {error}") from None
+
+
+def _check_rules(config: Mapping[str, Any]) -> None:
+    for field, rules in (("schedule", schedule.SCHEDULES), ("optimizer", optimizer.RULES)):
+        rule = rules[_one_of(f"{field}.name", config[field]["name"], tuple(rules))]
+        catalog.check_options(f"{field}.options of {config[field]['name']!r}", rule, config[field]["options"])
+
+
 def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     """Builds everything that training and evaluation need; raises InputError for whatever the config gets wrong."""
     config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     _check_ranges(config)
+    _check_transforms(config)
+    _check_rules(config)
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
     config = _warm_start_checked(config, folders.work)
@@ -455,6 +490,8 @@ class Sources:
 
     def __init__(self, config: Mapping[str, Any], folders: Folders):
         self.phantom, self.folders = config["phantom"], folders
+        for dataset in self.phantom:
+            catalog.load("datasets", dataset)
 
     def open(self, dataset: str, build: Mapping[str, Any], split: str):
         """Opens a split as a random-access source of raw records, building the dataset if that was not done yet."""

@@ -44,8 +44,8 @@ def start(argv: list[str] | None = None) -> None:
         argv, path = _take_config(argv)
         config = experiment.load_config(path)
         for argument in argv:
-            if argument.startswith("--config."):
-                experiment.check_override(config, argument.removeprefix("--config.").partition("=")[0])
+            if argument.startswith(("--config.", "-config.")):
+                experiment.open_override(config, argument.partition("=")[0].partition(".")[2])
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv, lock_config=False, accept_new_attributes=True)
         remaining = FLAGS(argv)
         memory.keep_freed()

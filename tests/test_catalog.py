@@ -43,8 +43,17 @@ def test_options_are_checked_against_what_is_called():
     with pytest.raises(InputError, match="config field head: no option 'dropot'; did you mean 'dropout'"):
         catalog.check_options("head", Head, ["dropot"])
     # What mediax itself passes is not the user's to give.
-    for name in ("self", "channels", "dtype", "rngs"):
-        with pytest.raises(InputError, match=f"no option '{name}'"):
+    for name in ("self", "channels", "classes", "dtype", "rngs"):
+        with pytest.raises(InputError, match=f"no option '{name}'; .*Valid: dropout"):
             catalog.check_options("head", Head, [name])
+    with pytest.raises(InputError, match="config field phantom: no option 'root'; Valid: train"):
+        catalog.check_options("phantom", phantom, ["root"])
     with pytest.raises(InputError, match="config field phantom: no option 'trian'; did you mean 'train'"):
         catalog.check_options("phantom", phantom, ["trian"])
+
+
+def test_the_options_of_a_task_are_its_fields():
+    Task = catalog.load("tasks", "classification").Task
+    catalog.check_options("task", Task, ["classes", "head", "threshold"])
+    with pytest.raises(InputError, match="no option 'name'"):
+        catalog.check_options("task", Task, ["name"])

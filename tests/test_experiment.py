@@ -15,7 +15,7 @@ import pytest
 from mediax import batch, builder, catalog, experiment, inference, protocols, train
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
-from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, check_override, complete, load_config
+from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, complete, load_config, open_override
 from mediax.layers import CPU_REMAT_OPTIONS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -143,6 +143,7 @@ def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
 
 def test_overrides_name_fields_that_exist():
     config = load_config(str(CONFIGS[0]))
+    before = config.to_dict()
     stream, evaluation = next(iter(config.streams)), next(iter(config.evaluations))
     for path in (
         "steps",
@@ -151,11 +152,27 @@ def test_overrides_name_fields_that_exist():
         "backbone.options.no_such_option",
         f"streams.{stream}.batch_size",
         f"streams.{stream}.build.anything",
-        f"streams.{stream}.tasks.classification.threshold",
         f"evaluations.{evaluation}.protocol",
-        "phantom.medmnist.train",
     ):
-        check_override(config, path)
+        open_override(config, path)
+    assert config.to_dict() == before
+
+
+def test_an_override_begins_the_open_dicts_that_are_missing():
+    config = ml_collections.ConfigDict(complete({"streams": {"chests": {"tasks": {"boxes": {"name": "detection"}}}}}))
+    for path in (
+        "phantom.node21.count",
+        "streams.chests.tasks.boxes.loss_weights.box",
+        "optimizer.per_part['head/*'].peak",
+        "optimizer.per_part.backbone.peak",
+    ):
+        open_override(config, path)
+    after = config.to_dict()
+    assert after["phantom"] == {"node21": {}}
+    assert after["streams"]["chests"]["tasks"] == {"boxes": {"name": "detection", "loss_weights": {}}}
+    assert after["optimizer"]["per_part"] == {"head/*": {}, "backbone": {}}
+    with pytest.raises(InputError, match=r"tasks.boxes.name is 'detection' and has no fields"):
+        open_override(config, "streams.chests.tasks.boxes.name.x")
 
 
 @pytest.mark.parametrize(
@@ -165,13 +182,13 @@ def test_overrides_name_fields_that_exist():
         ("optimizer.peek", r"--config.optimizer.peek: optimizer has no field 'peek'; did you mean 'peak'"),
         ("streams.chest.batch_size", "streams has no field 'chest'; did you mean 'chests'"),
         ("streams.chests.batchsize", "streams.chests has no field 'batchsize'; did you mean 'batch_size'"),
+        ("streams.chests.transform[0].size", r"streams.chests.transform is \(\) and has no fields"),
+        ("optimizer.per_part.head/*.peak", r"written as in optimizer.per_part\['head/\*'\].peak"),
     ],
 )
 def test_an_override_of_nothing_is_an_error(path, words):
-    config = complete({"streams": {"chests": {}}})
-    for form in (config, ml_collections.ConfigDict(config)):
-        with pytest.raises(InputError, match=words):
-            check_override(form, path)
+    with pytest.raises(InputError, match=words):
+        open_override(ml_collections.ConfigDict(complete({"streams": {"chests": {}}})), path)
 
 
 # Class weights.
@@ -380,9 +397,29 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             {"classification": {"head": {"name": "pooled", "pretrained": "gone.pth"}}},
             "gone.pth: no such file",
         ),
+        ("schedule.options", {"name": "x"}, "schedule.options of 'cyclic': no option 'name'"),
+        ("optimizer.options", {"peak": 1.0}, "optimizer.options of 'adamw': no option 'peak'; .*Valid: b1, b2, eps"),
+        (
+            "streams.shuffled.tasks",
+            {"classification": {"head": {"name": "pooled", "classes": 4}}},
+            "head of task 'shuffled/classification': no option 'classes'; .*Valid: dropout, normalize, pooling",
+        ),
+        (
+            "streams.shuffled.transform",
+            ("foo",),
+            r"streams.shuffled.transform: transforms\[0\]: 'foo' found, .*valid nam",
+        ),
+        (
+            "streams.shuffled.batch_transform",
+            ({"name": "mixpu"},),
+            "shuffled.batch_transform: .*unknown transf.* mixup",
+        ),
+        ("evaluations.test.transform", ({"name": "rezise"},), "evaluations.test.transform: .* 'rezise'; valid: resize"),
         ("streams.shuffled.max_boxes", 0, "streams.shuffled.max_boxes is 0: expected at least 1"),
         ("streams.shuffled.tasks", {"classification": 3}, "shuffled.tasks.classification is 3: expected a dict"),
         ("phantom", {"medmnist": 3}, "phantom.medmnist is 3: expected a dict"),
+        ("phantom", {"medmnst": {}}, "datasets has no 'medmnst': did you mean 'medmnist'"),
+        ("phantom", {"medmnist": {"root": "/x"}}, "phantom.medmnist: no option 'root'; .*Valid: seed, test, train"),
         ("phantom", {"medmnist": {"trian": 3}}, "phantom.medmnist: no option 'trian'; did you mean 'train'"),
     ],
 )

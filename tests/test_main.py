@@ -8,12 +8,12 @@ ROOT = Path(__file__).parents[1]
 
 SHOW = """
 from mediax import main, run
-run.run = lambda config, *arguments, **options: print(config.backbone.options.depths, config.seed)
+run.run = lambda config, *arguments, **options: print(config.backbone.options.depths, config.optimizer.per_part)
 main.start(["mediax", "--config=configs/pneumoniamnist_convnext.py", "--workdir=unused",
-            "--config.backbone.options.depths=(1, 2, 3)", "--config.seed=7"])
+            "--config.backbone.options.depths=(1, 2, 3)", "--config.optimizer.per_part['head/*'].peak=1e-3"])
 """
 
 
-def test_a_tuple_on_the_command_line_is_taken_once():
+def test_a_tuple_on_the_command_line_is_taken_once_and_dicts_are_begun():
     done = subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split("\n")[0] == "(1, 2, 3) 7", done.stderr
+    assert done.stdout.split() == ["(1,", "2,", "3)", "head/*:", "peak:", "0.001"], done.stderr
