@@ -674,8 +674,14 @@ class Records(Sequence):
         try:
             return self._builder.as_data_source(split=self.split, decoders=undecoded)
         except (ValueError, KeyError) as error:
+            held = self._builder.info.splits
+            if all(name.partition("[")[0].strip() in held for name in self.split.split("+")):
+                raise InputError(
+                    f"{self.directory}, split {self.split!r}: no slice of {', '.join(held)}; expected one as in "
+                    "'train[:50%]', 'train[100:]' or 'train[:10%]+train[90%:]', within its bounds"
+                ) from error
             raise AbsentSplit(
-                f"{self.directory} has no split {self.split!r}: it holds {', '.join(self._builder.info.splits)}. "
+                f"{self.directory} has no split {self.split!r}: it holds {', '.join(held)}. "
                 f"If the raw data was incomplete when this set was built, delete the folder and build it again."
             ) from error
 

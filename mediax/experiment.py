@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,7 +142,11 @@ MINIMUM = {  # of the numbers of a config that are not free
     "warmup_steps": 0,
     "clip_norm": 0.0,
     "ema_decay": 0.0,
+    "peak": 0.0,
+    "start_fraction": 0.0,
+    "final_fraction": 0.0,
     "weight_decay": 0.0,
+    "layer_decay": 0.0,
     "weight": 0.0,
 }
 BELOW = {"ema_decay": 1.0}
@@ -294,12 +299,14 @@ def split_cpu(config: Mapping[str, Any]) -> None:
 
 def _check_ranges(config: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in config.items():
-        if name in OPEN_FIELDS:
+        if name in OPEN_FIELDS and name != "per_part":
             continue
         if isinstance(value, Mapping):
             _check_ranges(value, f"{prefix}{name}.")
-        # An evaluation's batch size of 0 is its stream's.
-        elif name in MINIMUM and value < MINIMUM[name] and not (prefix.startswith("evaluations.") and value == 0):
+        elif name in MINIMUM and not isinstance(value, Real):
+            raise InputError(f"config field {prefix}{name} is {value!r}: expected a number")
+        # An evaluation's batch size of 0 is its stream's; NaN is not at least anything.
+        elif name in MINIMUM and not value >= MINIMUM[name] and not (prefix.startswith("evaluations.") and value == 0):
             raise InputError(f"config field {prefix}{name} is {value}: expected at least {MINIMUM[name]}")
         elif name in BELOW and value >= BELOW[name]:
             raise InputError(f"config field {prefix}{name} is {value}: expected less than {BELOW[name]}")
@@ -576,6 +583,8 @@ def _backbone(config: Mapping[str, Any]) -> _Backbone:
     mean, std = _normalisation(config, source)
     if not len(mean) == len(std) == spec["channels"]:
         raise InputError(f"config fields backbone.mean and backbone.std: expected {spec['channels']} numbers each")
+    if not all(deviation > 0 for deviation in std):
+        raise InputError(f"config field backbone.std is {std}: images are divided by it, expected more than 0")
     return _Backbone(module, module.channels, build, source, mean, std)
 
 

@@ -83,7 +83,11 @@ def build(
     if name not in RULES:
         raise InputError(f"config field optimizer.name: no optimizer {name!r}; {suggestion(name, RULES)}")
     per_part = dict(per_part or {})
-    for pattern in per_part:
+    for pattern, replacement in per_part.items():
+        if not isinstance(replacement, Mapping):
+            raise InputError(
+                f"config field optimizer.per_part[{pattern!r}] is {replacement!r}: expected a dict of numbers"
+            )
         if not any(fnmatchcase(part, pattern) for part in parts):
             raise InputError(
                 f"config field optimizer.per_part: nothing matches {pattern!r}; {suggestion(pattern, parts)}"

@@ -372,6 +372,13 @@ def test_tasks_know_the_classes_of_their_dataset(training):
         ("streams.shuffled.batch_size", 0, "streams.shuffled.batch_size is 0: expected at least 1"),
         ("evaluations.test.batch_size", -4, "evaluations.test.batch_size is -4: expected at least 1"),
         ("ema_decay", 1.0, "config field ema_decay is 1.0: expected less than 1"),
+        ("optimizer.peak", -1.0, "optimizer.peak is -1.0: expected at least 0"),
+        ("optimizer.peak", NAN, "optimizer.peak is nan: expected at least 0"),
+        ("optimizer.final_fraction", -0.1, "optimizer.final_fraction is -0.1: expected at least 0"),
+        ("optimizer.per_part", {"head/*": {"peak": -1.0}}, r"per_part.head/\*.peak is -1.0: expected at least 0"),
+        ("optimizer.per_part", {"head/*": {"peak": "x"}}, r"per_part.head/\*.peak is 'x': expected a number"),
+        ("optimizer.per_part", {"head/*": 1.0}, r"per_part\['head/\*'\] is 1.0: expected a dict"),
+        ("backbone.std", (0.0,), r"backbone.std is \(0.0,\): .*expected more than 0"),
         ("optimizer.weight_decay", -0.1, "optimizer.weight_decay is -0.1: expected at least 0"),
         ("evaluations.test.calibrate_on", "control", "calibrate_on: 'control' is of .* cannot come from it"),
         (
@@ -386,6 +393,8 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             {"classification": {"classes": ("Mass",)}},
             r"evaluations.control: its dataset has the classes \['Pneumonia'\], .* predicts \['Mass'\]",
         ),
+        ("evaluations.test.split", "test[:50%", r"'test\[:50%': no slice of train, validation, test; expected"),
+        ("evaluations.test.split", "test[:150%]", r"'test\[:150%\]': no slice of"),
         ("evaluations.test.split", "tset", "has no split 'tset'.*evaluations.test.optional=True"),
         (
             "streams.shuffled.tasks",
