@@ -68,11 +68,18 @@ class Checkpoints:
 
     def config(self) -> dict[str, Any]:
         """Reads the config that the newest checkpoint was trained with; raises InputError if there is none."""
+        return self._plain("config")
+
+    def progress(self) -> dict[str, Any]:
+        """Reads the place in every data stream and the history; raises InputError if there is no checkpoint."""
+        return self._plain("progress")
+
+    def _plain(self, item: str) -> dict[str, Any]:
         step = self.latest_step()
         if step is None:
             raise InputError(f"{self.folder}: no checkpoint")
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
         except Exception as error:
             raise self._unreadable(step, error) from error
 

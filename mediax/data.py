@@ -178,9 +178,17 @@ def _example(
 
 def scan_labels(source: Sequence[Any], read: Read) -> np.ndarray:
     """Reads the labels f32[N,K] of a whole split, without decoding its images."""
+    return np.stack([np.asarray(example["labels"], np.float32) for example in _without_images(source, read)])
+
+
+def scan_boxes(source: Sequence[Any], read: Read) -> np.ndarray:
+    """Counts the boxes i[N] of every image of a split, without decoding the images; none where nobody marks boxes."""
+    return np.array([len(example.get("boxes", ())) for example in _without_images(source, read)])
+
+
+def _without_images(source: Sequence[Any], read: Read) -> Iterator[dict[str, Any]]:
     blank = images.encode(np.zeros((1, 1, 1), np.uint8))
-    labels = (read({**source[row], "image": blank})["labels"] for row in range(len(source)))
-    return np.stack([np.asarray(label, np.float32) for label in labels])
+    return (read({**source[row], "image": blank}) for row in range(len(source)))
 
 
 def _training_batch(examples: Sequence[Mapping[str, Any]]) -> Batch:

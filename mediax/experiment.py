@@ -330,6 +330,20 @@ def _check_rules(config: Mapping[str, Any]) -> None:
         catalog.check_options(f"{field}.options of {config[field]['name']!r}", rule, config[field]["options"])
 
 
+def _check_best(config: Mapping[str, Any]) -> None:
+    """Raises InputError unless best.metric is "<evaluation>/loss" or "<evaluation>/<task>/<figure>"."""
+    selecting, _, figure = config["best"]["metric"].partition("/")
+    during = [name for name, spec in config["evaluations"].items() if spec["during_training"]]
+    if selecting not in during:
+        hint = catalog.suggestion(selecting, during)
+        raise InputError(f"config field best.metric: no evaluation {selecting!r} runs during training; {hint}")
+    valid = ["loss", *(f"{task}/..." for task in _tasks_of(selecting, config))]
+    if figure != "loss" and not ("/" in figure and f"{figure.partition('/')[0]}/..." in valid):
+        raise InputError(
+            f"config field best.metric: {selecting!r} has no figure {figure!r}; {catalog.suggestion(figure, valid)}"
+        )
+
+
 def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     """Builds everything that training and evaluation need; raises InputError for whatever the config gets wrong."""
     config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
@@ -346,8 +360,12 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     backbone = _backbone(config)
     computation = _computation(config)
     tasks = {name: _tasks(name, stream, sources, computation) for name, stream in config["streams"].items()}
+    _check_best(config)
     streams = {name: _stream(name, stream, tasks[name], config, sources) for name, stream in config["streams"].items()}
-    return _training(config, backbone, tasks, mesh, streams, _evaluations(config, tasks, sources))
+    evaluations = _evaluations(config, tasks, sources)
+    if not _has_begun(folders.work):
+        _check_boxes(config, tasks, evaluations, sources)
+    return _training(config, backbone, tasks, mesh, streams, evaluations)
 
 
 @dataclass(frozen=True)
@@ -724,9 +742,6 @@ def _evaluations(
     selecting = config["best"]["metric"].split("/")[0]
     specs = config["evaluations"]
     during = [name for name, spec in specs.items() if spec["during_training"]]
-    if selecting not in during:
-        hint = catalog.suggestion(selecting, during)
-        raise InputError(f"config field best.metric: no evaluation {selecting!r} runs during training; {hint}")
     evaluations = {}
     for name, spec in specs.items():
         stream_name = _stream_of(name, spec, config)
@@ -782,6 +797,33 @@ def _evaluations(
                 "thresholds from it, and its split is absent"
             )
     return evaluations
+
+
+def _check_boxes(
+    config: Mapping[str, Any],
+    tasks: Mapping[str, Mapping[str, Any]],
+    evaluations: Collection[str],
+    sources: Sources,
+) -> None:
+    """Raises InputError if an image to be trained or evaluated on has more boxes than its stream's `max_boxes`.
+
+    It takes a pass over the records, undecoded, of streams with a task that finds boxes; it saves a run that would
+    fail at the image, maybe at the end.
+    """
+    splits = [(name, *_data_of(spec, spec), spec["split"]) for name, spec in config["streams"].items()]
+    for name in evaluations:
+        spec = config["evaluations"][name]
+        stream = _stream_of(name, spec, config)
+        splits.append((stream, *_data_of(spec, config["streams"][stream]), spec["split"]))
+    for name, dataset, build, read, split in {json.dumps(each): each for each in splits}.values():
+        limit = config["streams"][name]["max_boxes"]
+        if any(getattr(task, "box_classes", ()) for task in tasks[name].values()):
+            most = data.scan_boxes(sources.open(dataset, build, split), sources.read(dataset, read)).max()
+            if most > limit:
+                raise InputError(
+                    f"config field streams.{name}.max_boxes is {limit}: the split {split!r} of {dataset} has an image "
+                    f"with {most} boxes, expected at least as many"
+                )
 
 
 def _check_patients(
@@ -970,7 +1012,7 @@ def _warm_start_checked(config: dict[str, Any], workdir: Path) -> dict[str, Any]
 
     Raises InputError if weights are absent; once the run has a checkpoint, nothing asks for them any more.
     """
-    if not any((workdir / "checkpoints" / "latest").glob("[0-9]*")):
+    if not _has_begun(workdir):
         for path in (config["backbone"]["pretrained"], *(path for _, _, path in _pretrained_heads(config))):
             if path and not _is_run(path):
                 pretrained.check_exists(path)
@@ -981,6 +1023,10 @@ def _warm_start_checked(config: dict[str, Any], workdir: Path) -> dict[str, Any]
     with contextlib.closing(Checkpoints(workdir, "latest")) as checkpoints:
         saved = checkpoints.config()["backbone"]
     return config | {"backbone": spec | {field: spec[field] or tuple(saved[field]) for field in ("mean", "std")}}
+
+
+def _has_begun(workdir: Path) -> bool:
+    return any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
 
 
 def _normalised_as_its_run(config: dict[str, Any]) -> dict[str, Any]:

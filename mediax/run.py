@@ -67,7 +67,9 @@ def best_state(training: Training, workdir: Path) -> tuple[train.TrainState, int
     step = checkpoints.latest_step()
     if step is None:
         raise InputError(f"{checkpoints.folder}: no checkpoint to evaluate; train first, with the same --workdir")
-    train.check_same_config(checkpoints.config(), training.config, checkpoints.folder, except_for=("evaluations",))
+    train.check_same_config(
+        checkpoints.config(), training.config, checkpoints.folder, except_for=train.EVALUATED_FIELDS
+    )
     shapes = jax.eval_shape(partial(train.init_state, training), jax.random.key(0))
     shardings = sharding.state_sharding(training.mesh, shapes, training.sharding)
     state, _ = checkpoints.restore(abstract(shapes, shardings), step)

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,9 @@ class _Loop:
             self.latest.save(0, self.state, self.progress, training.config)
             self.latest.wait()
         else:
-            check_same_config(self.latest.config(), training.config, self.latest.folder)
+            check_same_config(
+                self.latest.config(), training.config, self.latest.folder, except_for=self._fields_without_effect()
+            )
             self.state, self.progress = self.latest.restore(abstract(shapes, self.shardings))
         self.step = int(self.state.step)
         self.iterators: dict[str, Iterator[Batch]] = {}
@@ -239,6 +242,16 @@ class _Loop:
         self.shown = Progress(training.steps, self.step, host=is_host)
         self.train_step = make_train_step(training, self.shardings)
         self.evaluations = list(evaluate.without_intervals(training.evaluations).values())
+
+    def _fields_without_effect(self) -> tuple[str, ...]:
+        """Patterns of the fields that nothing follows from which the newest checkpoint holds, nor a step to come.
+
+        Until the first evaluation no step was chosen as the best. `max_boxes` is in the shape of what a step draws at
+        random, so it is free once all steps are done.
+        """
+        finished = self.latest.latest_step() >= self.training.steps or self.latest.progress()["finished"]
+        unchosen = self.best.latest_step() is None
+        return (*(("best.*",) if unchosen else ()), *((MAX_BOXES,) if finished else ()))
 
     def _fresh_state(self, key: jax.Array) -> TrainState:
         # It runs once: compiled without optimisation it is there in a third of the time.
@@ -379,18 +392,25 @@ def best_step(history: list[dict[str, float]], metric: str, mode: str) -> int:
     return max(defined, key=lambda entry: (sign * entry[metric], -entry["step"]))["step"]
 
 
-RESUMABLE_FIELDS = ("workers", "log_every", "checkpoint_every", "resamples")  # they change no weight
+# Patterns of fields: those that change no weight, and those that only evaluating depends on, once training is done.
+RESUMABLE_FIELDS = ("workers", "log_every", "checkpoint_every", "resamples")
+MAX_BOXES = "streams.*.max_boxes"
+EVALUATED_FIELDS = ("evaluations.*", MAX_BOXES)
 
 
 def check_same_config(
     saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, *, except_for: tuple[str, ...] = ()
 ) -> None:
-    """Raises InputError naming the fields in which the config differs from that of the checkpoint."""
+    """Raises InputError naming the fields in which the config differs from that of the checkpoint.
+
+    Those that match `RESUMABLE_FIELDS` or `except_for` may differ.
+    """
     saved, given = _flat(saved), _flat(given)
     differing = sorted(
         name
         for name in saved.keys() | given.keys()
-        if saved.get(name) != given.get(name) and name.split(".")[0] not in (*RESUMABLE_FIELDS, *except_for)
+        if saved.get(name) != given.get(name)
+        and not any(fnmatchcase(name, pattern) for pattern in (*RESUMABLE_FIELDS, *except_for))
     )
     if differing:
         shown = "; ".join(f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])

@@ -12,8 +12,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mediax import batch, builder, catalog, experiment, inference, protocols, train
+from mediax import batch, builder, catalog, data, experiment, inference, protocols, train
 from mediax.checkpoint import Checkpoints
+from mediax.datasets import node21
 from mediax.errors import InputError
 from mediax.experiment import DEFAULTS, EVALUATION, STREAM, balanced_weights, complete, load_config, open_override
 from mediax.layers import CPU_REMAT_OPTIONS
@@ -354,6 +355,18 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             "best.metric: no evaluation 'test' runs during training; Valid: control, validation",
         ),
         ("best.metric", "validaton/loss", "no evaluation 'validaton' runs .*; did you mean 'validation'"),
+        (
+            "best.metric",
+            "validation",
+            r"best.metric: 'validation' has no figure ''; Valid: classification/..., loss, sec",
+        ),
+        ("best.metric", "validation/classification", "no figure 'classification'; .*classification/"),
+        (
+            "best.metric",
+            "validation/clasification/auroc/macro",
+            r"no figure 'clas.*'; .*Valid: classification/\.\.\., loss",
+        ),
+        ("best.metric", "validation/los", "'validation' has no figure 'los'; did you mean 'loss'"),
         ("best.mode", "maximum", "config field best.mode: no 'maximum'; did you mean 'max'"),
         ("streams.shuffled.read", {"clases": "all"}, "read.clases of dataset 'medmnist': Valid: none"),
         ("streams.shuffled.tasks", {"classify": {}}, "tasks has no 'classify': did you mean 'classification'"),
@@ -553,3 +566,21 @@ def test_the_phantom_is_made_once_for_the_same_arguments(folders, training):
     trees = [path for path in (folders.data / "mediax_phantoms").iterdir() if path.is_dir()]
     assert [path.name.partition("-")[0] for path in trees] == ["medmnist"]
     assert (trees[0] / "pneumoniamnist.npz").is_file()
+
+
+def test_too_many_boxes_for_a_stream_are_found_before_the_first_step(tmp_path):
+    given = {"streams": {"a": {"dataset": "node21", "tasks": {"detection": {}}, "batch_size": 2}}}
+    given |= {"backbone": {"name": "resnet"}, "phantom": {"node21": {"count": 12, "size": 64}}}
+    given |= {"evaluations": {"test": {"split": "test", "during_training": True}}, "best": {"metric": "test/loss"}}
+    folders = experiment.Folders(None, tmp_path / "data", tmp_path / "run")
+    sources = experiment.Sources(complete(given), folders)
+    records = {split: sources.open("node21", {}, split) for split in ("train", "test")}
+    counts = {split: [len(record["boxes"]) for record in of_split] for split, of_split in records.items()}
+    assert all(data.scan_boxes(records[split], node21.read).tolist() == counts[split] for split in records)
+    least, most = counts["train"].index(0), max(counts["test"])
+    given["streams"]["a"] |= {"split": f"train[{least}:{least + 1}]", "max_boxes": 1}  # what is trained on fits
+    words = f"streams.a.max_boxes is 1: the split 'test' of node21 has an image with {most} boxes"
+    with pytest.raises(InputError, match=words):
+        experiment.compose(complete(given), folders)
+    (folders.work / "checkpoints" / "latest" / "0").mkdir(parents=True)  # a run that has begun is not counted anew
+    experiment.compose(complete(given), folders)

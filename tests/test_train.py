@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import toy
 
-from mediax import data, sharding, train
+from mediax import data, protocols, sharding, train
 from mediax.batch import device_fields
 from mediax.errors import InputError
+from mediax.evaluate import Evaluation
+from mediax.preemption import Preemption
 
 
 def _steps(training, count=None):
@@ -130,6 +132,48 @@ def test_fsdp_splits_large_arrays_alone():
     assert tuple(placed["large"].spec) == (None, "data") and tuple(placed["small"].spec) == ()
     with pytest.raises(InputError, match="replicated"):
         sharding.state_sharding(mesh, shapes, "fspd")
+
+
+def _run(folder, steps=4, **config):
+    """Trains the toy below `folder`, with one evaluation, after the last step."""
+    training = toy.training(steps=steps)
+    evaluation = Evaluation(
+        name="validation",
+        dataset="toy",
+        split="validation",
+        protocol=protocols.get("image"),
+        tasks=training.streams["a"].tasks,
+        batches=partial(data.evaluation_batches, toy.Source(16), toy.read, batch_size=16),
+        size=16,
+        calibrate_on="validation",
+        during_training=True,
+        rows="validation",
+    )
+    metric = config["best"]["metric"]
+    given = {"evaluations": {"validation": evaluation}, "best_metric": metric, "config": config}
+    train.fit(toy.replace(training, **given), folder, Preemption())
+
+
+def test_a_figure_that_is_misspelt_is_corrected_in_the_same_folder(tmp_path):
+    wrong, right, other = ({"metric": f"validation/{name}"} for name in ("los", "loss", "classification/f1/macro"))
+    streams = {"a": {"max_boxes": 4}}
+    with pytest.raises(InputError, match=r"best.metric: no figure 'validation/los'; did you mean 'validation/loss'"):
+        _run(tmp_path, best=wrong, streams=streams)
+    with pytest.raises(InputError, match=r"another config .*max_boxes: 4 -> 5"):  # a step is still to come
+        _run(tmp_path, best=right, streams={"a": {"max_boxes": 5}})
+    _run(tmp_path, best=right, streams=streams)
+    with pytest.raises(InputError, match=r"another config .*best.metric: 'validation/loss'"):  # it has chosen
+        _run(tmp_path, best=other, streams=streams)
+
+
+def test_more_boxes_may_be_evaluated_once_the_training_is_done(tmp_path):
+    best = {"metric": "validation/loss"}
+    _run(tmp_path, best=best, streams={"a": {"max_boxes": 4, "batch_size": 16}})
+    _run(tmp_path, best=best, streams={"a": {"max_boxes": 5, "batch_size": 16}})
+    with pytest.raises(InputError, match=r"another config .*batch_size: 16 -> 8"):
+        _run(tmp_path, best=best, streams={"a": {"max_boxes": 5, "batch_size": 8}})
+    saved, given = {"streams": {"a": {"max_boxes": 4}}}, {"streams": {"a": {"max_boxes": 5}}, "evaluations": {"b": 1}}
+    train.check_same_config(saved, given, tmp_path, except_for=train.EVALUATED_FIELDS)
 
 
 def test_batches_do_not_depend_on_how_they_are_shared():
