@@ -515,8 +515,10 @@ class Sources:
 
     def __init__(self, config: Mapping[str, Any], folders: Folders):
         self.phantom, self.folders = config["phantom"], folders
-        for dataset in self.phantom:
-            catalog.load("datasets", dataset)
+        for dataset, options in self.phantom.items():
+            if not isinstance(options, Mapping):
+                raise InputError(f"config field phantom.{dataset} is {options!r}: expected a dict")
+            catalog.check_options(f"phantom.{dataset}", catalog.load("datasets", dataset).phantom, options)
 
     def open(self, dataset: str, build: Mapping[str, Any], split: str):
         """Opens a split as a random-access source of raw records, building the dataset if that was not done yet."""
@@ -563,9 +565,6 @@ class Sources:
 
     def _phantom_tree(self, dataset: str) -> Path:
         module, options = catalog.load("datasets", dataset), self.phantom[dataset]
-        if not isinstance(options, Mapping):
-            raise InputError(f"config field phantom.{dataset} is {options!r}: expected a dict")
-        catalog.check_options(f"phantom.{dataset}", module.phantom, options)
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
         for path in (Path(module.__file__), *sorted(Path(phantoms.__file__).parent.glob("*.py"))):
             digest.update(path.read_bytes())  # other code draws other images
