@@ -20,7 +20,7 @@ def build(variant, dtype=jnp.float32, remat=False):
     options = {"dtype": dtype, "remat": remat}
     backbone = autoencoder.Backbone(variant=variant, in_channels=1, widths=WIDTHS, **options, rngs=nnx.Rngs(0))
     upsample = variant == "pooled"
-    return backbone, Head(backbone.channels, SIZE, code=CODE, upsample=upsample, **options, rngs=nnx.Rngs(1))
+    return backbone, Head(backbone.channels, size=SIZE, code=CODE, upsample=upsample, **options, rngs=nnx.Rngs(1))
 
 
 @pytest.mark.parametrize("variant", autoencoder.VARIANTS)
@@ -78,7 +78,7 @@ def test_remat_changes_neither_the_image_nor_gradients(variant):
 def test_default_code_has_128_numbers():
     def run(image):
         backbone = autoencoder.Backbone(in_channels=1, rngs=nnx.Rngs(0))
-        head = Head(backbone.channels, (64, 96), rngs=nnx.Rngs(1))
+        head = Head(backbone.channels, size=(64, 96), rngs=nnx.Rngs(1))
         return head(backbone(image, train=False, rngs=None), train=False, rngs=None)
 
     outputs = jax.eval_shape(run, jnp.zeros((2, 64, 96, 1)))
@@ -114,9 +114,9 @@ def test_messages_say_what_to_do(tmp_path):
     with pytest.raises(InputError, match="no variant 'deep'; choose one of strided, pooled"):
         autoencoder.Backbone(variant="deep", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"size \(16, 23\) is not a multiple of its stride 4"):
-        Head({2: 4, 4: 6}, (16, 23), rngs=nnx.Rngs(0))
+        Head({2: 4, 4: 6}, size=(16, 23), rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"built for features of \(4, 6, 6\) and given \(4, 4, 6\)"):
-        Head({2: 4, 4: 6}, SIZE, rngs=nnx.Rngs(0))({4: jnp.zeros((1, 4, 4, 6))}, train=False, rngs=None)
+        Head({2: 4, 4: 6}, size=SIZE, rngs=nnx.Rngs(0))({4: jnp.zeros((1, 4, 4, 6))}, train=False, rngs=None)
     with pytest.raises(InputError, match="no such file"):
         pretrained.read(tmp_path / "missing.h5")
     (tmp_path / "text.h5").write_text("not HDF5")

@@ -50,8 +50,8 @@ class Head(nnx.Module):
     def __init__(
         self,
         channels: dict[int, int],
-        size: tuple[int, int],
         *,
+        size: tuple[int, int],
         code: int = 128,
         out_channels: int = 1,
         upsample: bool = False,
