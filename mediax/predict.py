@@ -15,6 +15,7 @@ files' own names.
 
 import argparse
 import collections
+import contextlib
 import csv
 import dataclasses
 import io
@@ -342,20 +343,33 @@ def _without_suffix(name: str) -> str:
     return name[: len(name) - max(map(len, suffixes), default=0)]
 
 
-def displayed(path: Path, *, channels: int | None = None) -> np.ndarray:
+def displayed(path: Path) -> np.ndarray:
     """Reads a file as a viewer shows it, u8[H,W,C]: DICOM by its window, 9 to 16 bits from darkest to brightest."""
     data = path.read_bytes()
     if images.is_dicom(data, path):
         from mediax import dicom  # importing pydicom takes a second, which other images can spare
 
-        header = dicom.read_bytes(data, name=str(path))
-        pixels = header.to_uint8("window")
-        return pixels if channels in (None, pixels.shape[2]) else np.repeat(pixels[..., :1], channels, axis=2)
-    pixels = images.read_bytes(data, name=str(path), channels=channels)
+        return dicom.read_bytes(data, name=str(path)).to_uint8("window")
+    pixels = images.read_bytes(data, name=str(path))
     if pixels.dtype == np.uint8:
         return pixels
     low, high = int(pixels.min()), int(pixels.max())
     return images.to_uint8((pixels.astype(np.float32) - low) / max(1, high - low))
+
+
+def loaded(of: builder.Builder, path: Path, shown: np.ndarray) -> np.ndarray:
+    """Reads a file as the dataset reads its images, u8|u16[H,W,C], or takes it as a viewer shows it, u8[H,W,C].
+
+    So is taken what the dataset's `load` does not read, being of another format than its images are, or that has more
+    bits than they have; and DICOM, of which the stored values alone say little, unless its images are rendered from
+    such files.
+    """
+    if of.RENDERS_DICOM or not images.is_dicom_file(path):
+        with contextlib.suppress(CorruptImageError):
+            pixels = of.load(builder.Row(path.name, "", path, str(path)))
+            if pixels.dtype == of.DTYPE:
+                return pixels
+    return images.with_channels(shown, of.CHANNELS)
 
 
 def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any]:
@@ -363,19 +377,12 @@ def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any
 
     `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. Of
     a dataset whose records have a field of view, so has the example, computed from the image: `field_of_view`
-    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W]. A file that the dataset's own `load` does
-    not read, being of another format than its images are, or that has more bits than they have, is taken as a viewer
-    shows it.
+    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W].
 
     Raises InputError for a grey file where the dataset is in colour, and the reverse.
     """
     check_channels(path, shown, of.CHANNELS)
-    try:
-        pixels = of.load(builder.Row(path.name, "", path, str(path)))
-    except CorruptImageError:
-        pixels = displayed(path, channels=of.CHANNELS)
-    if pixels.dtype != of.DTYPE:
-        pixels = displayed(path, channels=of.CHANNELS)
+    pixels = loaded(of, path, shown)
     if pixels.shape[:2] != shown.shape[:2]:
         raise InputError(
             f"{path}: the dataset {of.name!r} crops its images when they are built, to {pixels.shape[:2]} from "
@@ -443,7 +450,7 @@ class Writer:
 
     def _segmentation(self, file: File, masks: Mapping[str, np.ndarray]) -> Failure | None:
         """Writes the masks of a DICOM file as a DICOM Segmentation; says what is against it."""
-        if not masks or not images.is_dicom(file.path.read_bytes(), file.path):
+        if not masks or not images.is_dicom_file(file.path):
             return None
         try:
             content = dicom_segmentation.encode(file.path, masks, version=self.version)

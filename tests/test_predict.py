@@ -114,6 +114,34 @@ def test_deep_images_are_taken_as_a_viewer_shows_them(tmp_path):
         assert abs(int(np.median(image)) - 127) <= 2
 
 
+@pytest.mark.parametrize("dataset", ["siim_acr", "node21", "chestxdet"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_the_network_sees_a_windowed_dicom_file_as_it_is_shown(dataset, bits, tmp_path):
+    path = tmp_path / "a.dcm"
+    stored = np.linspace(100, 163, 64).astype(np.uint8 if bits == 8 else np.uint16).reshape(8, 8, 1)
+    stored = stored << max(0, bits - 8)
+    dicom.write(path, stored, bits=bits, tags={"WindowCenter": 132 << (bits - 8), "WindowWidth": 64 << (bits - 8)})
+    shown = predict.displayed(path)
+    assert shown.min() <= 2 and shown.max() >= 250
+    of = catalog.load("datasets", dataset).Builder(data_dir=tmp_path)
+    np.testing.assert_array_equal(predict.example(of, path, shown)["image"], of.fit(shown).image(shown))
+
+
+@pytest.mark.parametrize("dataset", ["vinbigdata", "chexmask", "minijsrt_practice"])
+def test_a_dataset_of_dicom_files_reads_them_as_its_own(dataset, tmp_path):
+    module = catalog.load("datasets", dataset)
+    config = {"chexmask": {"tables": "original", "source": "vinbigdata"}, "minijsrt_practice": {"format": "dicom"}}
+    of = module.Builder(config=config.get(dataset), data_dir=tmp_path)
+    pixels = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8, 1)
+    dicom.write(tmp_path / "IM0001", pixels, bits=12, tags={"WindowCenter": 2000, "WindowWidth": 1000})
+    shown = predict.displayed(tmp_path / "IM0001")
+    seen = predict.example(of, tmp_path / "IM0001", shown)["image"]
+    if dataset == "minijsrt_practice":
+        np.testing.assert_allclose(seen, pixels / 4095, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(seen, of.fit(shown).image(shown))
+
+
 def test_a_dataset_of_dicom_files_takes_pictures_too(tmp_path):
     of = catalog.load("datasets", "vinbigdata").Builder(data_dir=tmp_path)
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
