@@ -161,9 +161,10 @@ class Network:
         config = checkpoints.config()
         checkpoints.close()
         experiment.split_cpu(experiment.complete(config))
-        training, readings = experiment.compose_for_files(config, workdir, evaluation)
+        calibration = Calibration.read(workdir)
+        training, readings = experiment.compose_for_files(calibration.config(config), workdir, evaluation)
         self._readings = choose_task(readings, task)
-        self._calibration = read_calibration(workdir, self._readings)
+        self._calibration = calibration.of(self._readings)
         state, step = run.best_state(training, workdir)
         self._variables = state.evaluated()
         self._mesh = training.mesh
@@ -269,22 +270,46 @@ def choose_task(readings: Mapping[str, Reading], task: str) -> dict[str, Reading
     return kept
 
 
-def read_calibration(workdir: Path, readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
-    """Reads the thresholds, and what else the tasks chose on validation data: {stream: {task: calibration}}."""
-    path = workdir / "calibration.json"
-    advice = f"write it with the command that made the run and --mode=evaluate --workdir={workdir}"
-    try:
-        content = json.loads(path.read_text())
-        return {
-            stream: {name: content[reading.evaluation][name] for name in reading.tasks}
-            for stream, reading in readings.items()
-        }
-    except FileNotFoundError:
-        raise InputError(f"{path}: absent, so the run's thresholds are unknown; {advice}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable JSON file ({error}); {advice}") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: lacks {error}, an evaluation or a task of the run; {advice}") from None
+@dataclass(frozen=True)
+class Calibration:
+    """The thresholds of a run, and what else its tasks chose on validation data, from its calibration.json."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, workdir: Path) -> "Calibration":
+        """Reads the file; raises InputError if it is absent or damaged, or does not say how images were seen."""
+        self = cls(workdir / "calibration.json", {})
+        try:
+            content = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            raise self._error("absent, so the run's thresholds are unknown") from None
+        except (OSError, ValueError) as error:
+            raise self._error(f"no readable JSON file ({error})") from error
+        if not isinstance(content, dict) or run.CALIBRATED_UNDER not in content:
+            raise self._error("of an older version, which does not say with what evaluations thresholds were chosen")
+        return cls(self.path, content)
+
+    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's config with the evaluations that the thresholds are from: the last ones, not those of training."""
+        return {**config, "evaluations": self.content[run.CALIBRATED_UNDER]}
+
+    def of(self, readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
+        """What holds for each task: {stream: {task: calibration}}."""
+        try:
+            return {
+                stream: {name: self.content[reading.evaluation][name] for name in reading.tasks}
+                for stream, reading in readings.items()
+            }
+        except (KeyError, TypeError) as error:
+            raise self._error(f"lacks {error}, an evaluation or a task of the run") from None
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(
+            f"{self.path}: {reason}; write it with the command that made the run and --mode=evaluate "
+            f"--workdir={self.path.parent}"
+        )
 
 
 def make_predict_step(training: Training, reading: Reading):

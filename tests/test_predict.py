@@ -411,9 +411,17 @@ def test_a_run_without_calibration_or_checkpoint_says_what_to_do(segmenter, tmp_
     assert predict.main([f"--workdir={tmp_path}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
     assert "checkpoints/best" in capsys.readouterr().err
     shutil.copytree(workdir, tmp_path / "run")
-    (tmp_path / "run" / "calibration.json").unlink()
-    assert predict.main([f"--workdir={tmp_path / 'run'}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
-    assert "--mode=evaluate" in capsys.readouterr().err
+    calibration = tmp_path / "run" / "calibration.json"
+    content = json.loads(calibration.read_text())
+    del content["config.evaluations"]
+    for change, words in (
+        (lambda: calibration.write_text(json.dumps(content)), "older"),
+        (calibration.unlink, "absent"),
+    ):
+        change()
+        assert predict.main([f"--workdir={tmp_path / 'run'}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and "--mode=evaluate" in error
     assert predict.main([f"--workdir={workdir}", str(tmp_path / "absent.png"), f"--out={tmp_path / 'out'}"]) == 2
     assert "absent.png: no such file" in capsys.readouterr().err
 
