@@ -133,6 +133,7 @@ class Builder(FileReaderBuilder, skip_registration=True):
     SOURCE: Source
     CHANNELS: int = 1  # 1 grey, 3 RGB
     DTYPE: type = np.uint8  # np.uint16 for deep grey images
+    RENDERS_DICOM: bool = False  # whether `load` shows DICOM files in a way of its own, as the dataset's images
     DISJOINT_PATIENTS = True  # False only where the official splits are known to share patients
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the raw files into --manual_dir."
 

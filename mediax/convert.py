@@ -98,7 +98,10 @@ def _load(
     if rendering:
         bits = bits or (8 if header.bits <= 8 else 16)
         pixels = np.rint(header.to_unit(rendering).astype(np.float64) * (2**bits - 1)).astype(f"u{bits // 8}")
-        return pixels, bits, spacing, [f"rendered ({rendering}): values are not those that were stored"]
+        changes = [f"rendered ({rendering}): values are not those that were stored"]
+        if rendering == "window" and header.stretched:
+            changes.append("without a window: rendered from the smallest value to the largest")
+        return pixels, bits, spacing, changes
     changes = []
     if header.lowest:
         changes.append(f"signed values raised by {-header.lowest}: the result begins at 0")

@@ -38,6 +38,8 @@ IMAGE_TAGS = (
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
 )
 Rendering = Literal["window", "full"]
+NARROW = 0.25  # of the range of the stored bits: what uses less of it is nearly flat on the whole
+UNEQUAL = 0.01  # by how much the spacing of rows and columns differs from which on pixels are not square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,19 @@ class Dicom:
         """The smallest value that `bits` bits can store: negative where pixels are signed."""
         return -(2 ** (self.bits - 1)) if self.pixels.dtype.kind == "i" else 0
 
+    @property
+    def stretched(self) -> bool:
+        """Whether a window is missing so much that "window" shows the image from its smallest value to its largest."""
+        if self.bits <= 8 or self.pixels.shape[2] == 3 or self.modality_lut or self.voi_lut or self.window:
+            return False
+        return 0 < np.ptp(self._extremes()) < NARROW * (2**self.bits - 1)
+
+    @property
+    def square(self) -> bool:
+        """Whether pixels are as high as wide, as far as the file says."""
+        row, column = self.spacing_mm
+        return not abs(row - column) > UNEQUAL * max(row, column)
+
     def unsigned(self) -> np.ndarray:
         """The stored values counted from the lowest possible one, bright high: u8[H,W,C] up to 8 bits, u16 up to 16."""
         if self.bits > 16:
@@ -126,8 +141,10 @@ class Dicom:
 
         Args:
           rendering: "window" applies the Modality LUT or rescaling, then the first VOI LUT or else the first window;
-            with neither, and for colour, it shows the whole range, as the standard says. "full" always shows the
-            whole range that the stored bits can hold: nothing is cut, and equal values look equal in all files.
+            with neither, and for colour, it shows the whole range, as the standard says; but an image of more than 8
+            bits that would be nearly flat then, as `stretched` says, from its smallest value to its largest. "full"
+            always shows the whole range that the stored bits can hold: nothing is cut, and equal values look equal in
+            all files.
         """
         if rendering not in ("window", "full"):
             raise InputError(f'rendering={rendering!r}: expected "window" or "full"')
@@ -146,7 +163,7 @@ class Dicom:
         if rendering == "full" or self.pixels.shape[2] == 3:
             shown = (stored - ends[0]) / (ends[1] - ends[0])
         else:
-            shown = self._voi(self._modality(stored), self._modality(ends))
+            shown = self._voi(self._modality(stored), self._modality(self._extremes() if self.stretched else ends))
         return (1 - shown if self.inverted else shown).astype(np.float32)
 
     def _modality(self, stored: np.ndarray) -> np.ndarray:
@@ -154,6 +171,9 @@ class Dicom:
             return self.modality_lut(stored)
         slope, intercept = self.rescale
         return stored * slope + intercept
+
+    def _extremes(self) -> np.ndarray:
+        return np.array([self.pixels.min(), self.pixels.max()], np.float64)
 
     def _voi(self, values: np.ndarray, ends: np.ndarray) -> np.ndarray:
         if self.voi_lut:
@@ -285,7 +305,10 @@ def _check_decoder(transfer_syntax: pydicom.uid.UID) -> None:
 def _decode(header: pydicom.Dataset, frame: int | None) -> Dicom:
     frames = int(header.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
-        raise InputError(f"it holds {frames} frames, expected one: choose with frame=0 to frame={frames - 1}")
+        raise InputError(
+            f"it holds {frames} frames, expected one: save one of them as a file of its own first, for instance with "
+            f"DCMTK (dcmj2pnm --write-png --frame 1 FILE FRAME.png) or in Python, mediax.dicom.read(FILE, frame=0)"
+        )
     stored = pixel_array(header, index=frame or 0, correct_unused_bits=False)
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     photometric = header.PhotometricInterpretation

@@ -769,6 +769,7 @@ def _evaluations(
         _check_studies(name, protocol, {task: stream["tasks"][task] for task in evaluated})
         views = _views(spec)
         inference.check(views, evaluated, f"evaluations.{name}")
+        _warn_of_copies(name, views, calibrate_on, _views(specs[calibrate_on]))
         options = {
             "transform": spec["transform"],
             "batch_size": spec["batch_size"] or stream["batch_size"],
@@ -844,6 +845,18 @@ def _check_patients(
 
 def _views(spec: Mapping[str, Any]) -> inference.Views:
     return inference.Views(**{field.name: spec[field.name] for field in dataclasses.fields(inference.Views)})
+
+
+def _warn_of_copies(name: str, views: inference.Views, calibrate_on: str, calibrating: inference.Views) -> None:
+    """Warns of thresholds from the outputs of other copies; windows may differ, where a dataset's images are larger."""
+    for field in ("flips", "shift"):
+        own, other = getattr(views, field), getattr(calibrating, field)
+        if own != other:
+            logging.warning(
+                "config field evaluations.%s.%s is %r, and %r in the evaluation %r that its thresholds come from: they "
+                "are chosen on other outputs; set both alike",
+                *(name, field, own, other, calibrate_on),
+            )
 
 
 def _stream_of(name: str, spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -33,10 +33,11 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
             raise
 
 
-def file_bytes(path: str | os.PathLike) -> bytes:
-    """The bytes of an image file; raises CorruptImageError, which a build may skip, if it is there and unreadable."""
+def file_bytes(path: str | os.PathLike, count: int = -1) -> bytes:
+    """The bytes of an image file, or its first ones; CorruptImageError, which a build may skip, if it is unreadable."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read(count)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -77,7 +77,7 @@ def read(path: str | Path, *, channels: int | None = None) -> np.ndarray:
 def read_bytes(data: bytes, *, name: str, channels: int | None = None) -> np.ndarray:
     """As `read`, from the bytes of a file; `name` is its path, for its suffix and for errors."""
     try:
-        return _with_channels(_read(data, Path(name)), channels)
+        return with_channels(_read(data, Path(name)), channels)
     except DECODING_ERRORS as error:
         raise CorruptImageError(f"{name}: cannot decode this image ({len(data)} bytes): {error}") from error
 
@@ -119,6 +119,11 @@ def write(path: str | Path, pixels: np.ndarray, *, quality: int = 95) -> None:
 def is_dicom(data: bytes, path: Path) -> bool:
     """Whether a file is DICOM by its content, or by its name if it lacks the preamble as old files do."""
     return data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+def is_dicom_file(path: Path) -> bool:
+    """As `is_dicom`, of a file that is not read yet."""
+    return is_dicom(file_bytes(path, 132), path)
 
 
 def may_be_image(path: Path) -> bool:
@@ -429,7 +434,8 @@ def _unsigned(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8 if values.itemsize == 1 else np.uint16)
 
 
-def _with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    """Makes u8|u16[H,W,1 or 3] grey (1, ITU-R 601 luma) or RGB (3); None keeps it."""
     if channels in (None, pixels.shape[2]):
         return np.ascontiguousarray(pixels)
     if channels == 3:

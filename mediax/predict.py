@@ -9,12 +9,14 @@ DIR gets, of every file in its own pixels:
   failed.csv                  the files that could not be read or are not there, and why
 Masks are empty outside of a fundus photograph's field of view, if the dataset of the run knows that of its images.
 A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
+What an earlier call left in DIR of the same names is removed first, with its tables; nothing else is.
 The tables are written last: where predictions.csv is, the command has come to its end. Nothing names a patient but the
 files' own names.
 """
 
 import argparse
 import collections
+import contextlib
 import csv
 import dataclasses
 import io
@@ -26,7 +28,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,6 +57,9 @@ from mediax.model import Tree
 from mediax.progress import Progress
 from mediax.train import Training
 
+if TYPE_CHECKING:  # importing pydicom takes a second, which other images can spare
+    from mediax import dicom
+
 TABLES = ("predictions.csv", "boxes.json", "points.csv", "failed.csv")
 LONGEST_NAME = 150  # bytes, of a file system's 255
 COLOURED = 0.04  # of the range: how far the channels of an image differ on average from which on it is one in colour
@@ -75,11 +80,12 @@ class Failure(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A file that was read: how it looks, u8[H,W,C], and for each stream what the network sees of it."""
+    """A file that was read: how it looks, u8[H,W,C], for each stream what the network sees of it, and what to say."""
 
     file: File
     shown: np.ndarray
     examples: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -92,6 +98,7 @@ class Result:
     boxes: list[dict[str, Any]] = field(default_factory=list)
     labels: Sequence[str] = ()
     points: list[dict[str, Any]] = field(default_factory=list)
+    notes: Sequence[str] = ()
     failure: Failure | None = None
 
 
@@ -112,31 +119,34 @@ def predict(network: "Network", sources: Sequence[str | Path], out: Path) -> int
     """
     found, failures = find(sources, outside=out.resolve())
     files = name_files(found)
-    with naming_file(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for table in TABLES:
-            (out / table).unlink(missing_ok=True)
-    for note in network.notes():
-        print(f"mediax: {note}", file=sys.stderr, flush=True)
+    absent = [safe_name(_without_suffix(failure.path.name)) for failure in failures if not failure.path.exists()]
+    clear(out, [*(file.name for file in files), *absent], keep=[file.path for file in files])
+    _say(network.notes())
     workers = len(os.sched_getaffinity(0))
     opened = builder.in_order(network.open, files, workers)
     results = builder.in_order(Writer(out, network.version), network.results(opened), workers)
     done: list[Result] = []
-    for failure in failures:
-        print(f"mediax: {failure.reason}", file=sys.stderr, flush=True)
+    _say(failure.reason for failure in failures)
     with Progress(len(files)) as progress:
         for number, result in enumerate(results, start=1):
-            failure = result if isinstance(result, Failure) else result.failure
+            failure, notes = (result, ()) if isinstance(result, Failure) else (result.failure, result.notes)
             if failure:
                 failures.append(failure)
+                notes = [*notes, failure.reason]
+            if notes:
                 with progress.pause():
-                    print(f"mediax: {failure.reason}", file=sys.stderr, flush=True)
+                    _say(notes)
             if isinstance(result, Result):
                 done.append(result)
             progress.update(number, images=1)
     write_tables(out, done, failures)
     print(f"{len(done)} files predicted on, {len(failures)} failed: {out}")
     return len(failures)
+
+
+def _say(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"mediax: {sentence}", file=sys.stderr, flush=True)
 
 
 class Network:
@@ -160,9 +170,10 @@ class Network:
         config = checkpoints.config()
         checkpoints.close()
         experiment.split_cpu(experiment.complete(config))
-        training, readings = experiment.compose_for_files(config, workdir, evaluation)
+        calibration = Calibration.read(workdir)
+        training, readings = experiment.compose_for_files(calibration.config(config), workdir, evaluation)
         self._readings = choose_task(readings, task)
-        self._calibration = read_calibration(workdir, self._readings)
+        self._calibration = calibration.of(self._readings)
         state, step = run.best_state(training, workdir)
         self._variables = state.evaluated()
         self._mesh = training.mesh
@@ -187,7 +198,7 @@ class Network:
     def open(self, file: File) -> Opened | Failure:
         """Reads a file as the run's datasets read theirs; in a thread."""
         try:
-            shown = displayed(file.path)
+            shown, notes = displayed(file.path)
             examples = {
                 stream: self._pipelines[stream](example(reading.builder, file.path, shown), np.random.default_rng(0))
                 for stream, reading in self._readings.items()
@@ -196,7 +207,7 @@ class Network:
             return Failure(file.path, " ".join(str(error).split()))
         except OSError as error:
             return Failure(file.path, f"{file.path}: cannot be read ({error.strerror or error})")
-        return Opened(file, shown, examples)
+        return Opened(file, shown, examples, notes)
 
     def results(self, opened: Iterable[Opened | Failure]) -> Iterator[tuple[Opened, Findings] | Failure]:
         """Puts files of the same shape together into batches, and passes failures on."""
@@ -268,22 +279,46 @@ def choose_task(readings: Mapping[str, Reading], task: str) -> dict[str, Reading
     return kept
 
 
-def read_calibration(workdir: Path, readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
-    """Reads the thresholds, and what else the tasks chose on validation data: {stream: {task: calibration}}."""
-    path = workdir / "calibration.json"
-    advice = f"write it with the command that made the run and --mode=evaluate --workdir={workdir}"
-    try:
-        content = json.loads(path.read_text())
-        return {
-            stream: {name: content[reading.evaluation][name] for name in reading.tasks}
-            for stream, reading in readings.items()
-        }
-    except FileNotFoundError:
-        raise InputError(f"{path}: absent, so the run's thresholds are unknown; {advice}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable JSON file ({error}); {advice}") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: lacks {error}, an evaluation or a task of the run; {advice}") from None
+@dataclass(frozen=True)
+class Calibration:
+    """The thresholds of a run, and what else its tasks chose on validation data, from its calibration.json."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, workdir: Path) -> "Calibration":
+        """Reads the file; raises InputError if it is absent or damaged, or does not say how images were seen."""
+        self = cls(workdir / "calibration.json", {})
+        try:
+            content = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            raise self._error("absent, so the run's thresholds are unknown") from None
+        except (OSError, ValueError) as error:
+            raise self._error(f"no readable JSON file ({error})") from error
+        if not isinstance(content, dict) or run.CALIBRATED_UNDER not in content:
+            raise self._error("of an older version, which does not say with what evaluations thresholds were chosen")
+        return cls(self.path, content)
+
+    def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's config with the evaluations that the thresholds are from: the last ones, not those of training."""
+        return {**config, "evaluations": self.content[run.CALIBRATED_UNDER]}
+
+    def of(self, readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
+        """What holds for each task: {stream: {task: calibration}}."""
+        try:
+            return {
+                stream: {name: self.content[reading.evaluation][name] for name in reading.tasks}
+                for stream, reading in readings.items()
+            }
+        except (KeyError, TypeError) as error:
+            raise self._error(f"lacks {error}, an evaluation or a task of the run") from None
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(
+            f"{self.path}: {reason}; write it with the command that made the run and --mode=evaluate "
+            f"--workdir={self.path.parent}"
+        )
 
 
 def make_predict_step(training: Training, reading: Reading):
@@ -342,20 +377,83 @@ def _without_suffix(name: str) -> str:
     return name[: len(name) - max(map(len, suffixes), default=0)]
 
 
-def displayed(path: Path, *, channels: int | None = None) -> np.ndarray:
-    """Reads a file as a viewer shows it, u8[H,W,C]: DICOM by its window, 9 to 16 bits from darkest to brightest."""
+class Displayed(NamedTuple):
+    """A file as a viewer shows it, u8[H,W,C], and what of that may not be as expected, a sentence each."""
+
+    pixels: np.ndarray
+    notes: Sequence[str] = ()
+
+
+def clear(out: Path, names: Iterable[str], *, keep: Iterable[Path]) -> None:
+    """Makes the folder `out` if it is not there, and removes the tables and what an earlier call wrote of these names.
+
+    Raises InputError before that if a file to `keep` is one of these.
+    """
+    old = [out / table for table in TABLES]
+    folders = [out / "masks" / name for name in names]
+    for folder in folders:
+        old += [
+            out / "overlays" / f"{folder.name}.png",
+            folder.with_name(f"{folder.name}_seg.dcm"),
+            *folder.glob("*.png"),
+        ]
+    if kept := {path.resolve() for path in keep}.intersection(path.resolve() for path in old):
+        raise InputError(f"{min(kept)}: would be overwritten by a result; choose another folder with --out")
+    with naming_file(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for path in old:
+            path.unlink(missing_ok=True)
+        for folder in folders:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def displayed(path: Path) -> Displayed:
+    """Reads a file as a viewer shows it: DICOM by its window, 9 to 16 bits from darkest to brightest."""
     data = path.read_bytes()
     if images.is_dicom(data, path):
-        from mediax import dicom  # importing pydicom takes a second, which other images can spare
+        from mediax import dicom  # see above
 
         header = dicom.read_bytes(data, name=str(path))
-        pixels = header.to_uint8("window")
-        return pixels if channels in (None, pixels.shape[2]) else np.repeat(pixels[..., :1], channels, axis=2)
-    pixels = images.read_bytes(data, name=str(path), channels=channels)
+        return Displayed(header.to_uint8("window"), dicom_notes(path, header))
+    pixels = images.read_bytes(data, name=str(path))
     if pixels.dtype == np.uint8:
-        return pixels
+        return Displayed(pixels)
     low, high = int(pixels.min()), int(pixels.max())
-    return images.to_uint8((pixels.astype(np.float32) - low) / max(1, high - low))
+    return Displayed(images.to_uint8((pixels.astype(np.float32) - low) / max(1, high - low)))
+
+
+def dicom_notes(path: Path, header: "dicom.Dicom") -> list[str]:
+    """What of a DICOM file a network sees otherwise than its owner may think."""
+    notes = []
+    if header.stretched:
+        low, high = header.pixels.min(), header.pixels.max()
+        notes.append(
+            f"{path}: has no window, and its values use little of their {header.bits} bits: it is taken from the "
+            f"smallest, {low}, to the largest, {high}"
+        )
+    if not header.square:
+        row, column = header.spacing_mm
+        notes.append(
+            f"{path}: its pixels are {row:g} mm high and {column:g} mm wide, and are taken as square, so the network "
+            "sees a distorted image: resample it to square pixels first"
+        )
+    return notes
+
+
+def loaded(of: builder.Builder, path: Path, shown: np.ndarray) -> np.ndarray:
+    """Reads a file as the dataset reads its images, u8|u16[H,W,C], or takes it as a viewer shows it, u8[H,W,C].
+
+    So is taken what the dataset's `load` does not read, being of another format than its images are, or that has more
+    bits than they have; and DICOM, of which the stored values alone say little, unless its images are rendered from
+    such files.
+    """
+    if of.RENDERS_DICOM or not images.is_dicom_file(path):
+        with contextlib.suppress(CorruptImageError):
+            pixels = of.load(builder.Row(path.name, "", path, str(path)))
+            if pixels.dtype == of.DTYPE:
+                return pixels
+    return images.with_channels(shown, of.CHANNELS)
 
 
 def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any]:
@@ -363,19 +461,12 @@ def example(of: builder.Builder, path: Path, shown: np.ndarray) -> dict[str, Any
 
     `geometry` f[3,3] maps the pixels of the file to those of the image, for transforms to continue and to invert. Of
     a dataset whose records have a field of view, so has the example, computed from the image: `field_of_view`
-    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W]. A file that the dataset's own `load` does
-    not read, being of another format than its images are, or that has more bits than they have, is taken as a viewer
-    shows it.
+    u8[h,w], and in the pixels of the file `original_field_of_view` u8[H,W].
 
     Raises InputError for a grey file where the dataset is in colour, and the reverse.
     """
     check_channels(path, shown, of.CHANNELS)
-    try:
-        pixels = of.load(builder.Row(path.name, "", path, str(path)))
-    except CorruptImageError:
-        pixels = displayed(path, channels=of.CHANNELS)
-    if pixels.dtype != of.DTYPE:
-        pixels = displayed(path, channels=of.CHANNELS)
+    pixels = loaded(of, path, shown)
     if pixels.shape[:2] != shown.shape[:2]:
         raise InputError(
             f"{path}: the dataset {of.name!r} crops its images when they are built, to {pixels.shape[:2]} from "
@@ -423,7 +514,7 @@ class Writer:
     def __call__(self, found: tuple[Opened, Findings] | Failure) -> Result | Failure:
         if isinstance(found, Failure):
             return found
-        (file, shown, _), findings = found
+        (file, shown, _, notes), findings = found
         self._replace(f"overlays/{file.name}.png", images.encode(outlines.draw(shown, findings)))
         for structure, mask in findings.masks.items():
             place = f"masks/{file.name}/{safe_name(structure)}.png"
@@ -438,12 +529,13 @@ class Writer:
                 {"point": name, "y": y * shown.shape[0], "x": x * shown.shape[1]}
                 for name, (y, x) in findings.points.items()
             ],
+            notes=notes,
             failure=self._segmentation(file, findings.masks),
         )
 
     def _segmentation(self, file: File, masks: Mapping[str, np.ndarray]) -> Failure | None:
         """Writes the masks of a DICOM file as a DICOM Segmentation; says what is against it."""
-        if not masks or not images.is_dicom(file.path.read_bytes(), file.path):
+        if not masks or not images.is_dicom_file(file.path):
             return None
         try:
             content = dicom_segmentation.encode(file.path, masks, version=self.version)

@@ -21,6 +21,8 @@ from mediax.preemption import Preemption
 from mediax.samples import Samples
 from mediax.train import Training
 
+CALIBRATED_UNDER = "config.evaluations"  # in calibration.json; no evaluation has a dot in its name
+
 
 def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, arguments: Sequence[str]) -> None:
     """Trains (mode `train`) and evaluates the best checkpoint, writing everything below `folders.work`.
@@ -104,11 +106,18 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
                 _draw(workdir, scored, rows, samples, of_task)
                 _save_predictions(workdir / "predictions", scored, rows)
     if jax.process_index() == 0:
-        # Plain for tasks to take back as they gave it: a threshold that does not exist stays NaN.
-        chosen = {evaluation.name: calibrations[evaluation.calibrate_on] for evaluation in evaluations.values()}
-        text = json.dumps(chosen, indent=2, default=lambda array: array.tolist())
-        replace_file(workdir / "calibration.json", text.encode() + b"\n")
+        _save_calibration(workdir, training, calibrations)
     return results
+
+
+def _save_calibration(workdir: Path, training: Training, calibrations: Mapping[str, Any]) -> None:
+    """Writes of each evaluation the thresholds of its tasks, and the config that the evaluations had."""
+    evaluations = training.evaluations
+    chosen = {name: calibrations[evaluation.calibrate_on] for name, evaluation in evaluations.items()}
+    chosen[CALIBRATED_UNDER] = {name: training.config["evaluations"][name] for name in evaluations}
+    # Plain for tasks to take back as they gave it: a threshold that does not exist stays NaN.
+    text = json.dumps(chosen, indent=2, default=lambda array: array.tolist())
+    replace_file(workdir / "calibration.json", text.encode() + b"\n")
 
 
 def _result(scored: evaluate.Score) -> report.Result:

@@ -17,8 +17,12 @@ def train(
     build: Mapping[str, Any] | None = None,
     transform: tuple = (),
     evaluation: Mapping[str, Any] | None = None,
+    mode: str = "train",
 ) -> tuple[Path, Path]:
-    """Trains for two steps below `root` and evaluates "test"; returns the run's folder and that of the phantom."""
+    """Trains for two steps below `root` and evaluates "test"; returns the run's folder and that of the phantom.
+
+    With the mode "evaluate", the run that was trained before is evaluated alone.
+    """
     stream = {
         "dataset": dataset,
         "build": {"size": 48} if build is None else build,
@@ -39,6 +43,6 @@ def train(
         "phantom": {dataset: phantom},
     }
     folders = experiment.Folders(None, root / "data", root / "run")
-    run.run(experiment.complete(config), folders, mode="train", arguments=[])
+    run.run(experiment.complete(config), folders, mode=mode, arguments=[])
     (raw,) = (root / "data" / "mediax_phantoms").glob(f"{dataset}-*")
     return root / "run", raw

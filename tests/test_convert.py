@@ -87,7 +87,11 @@ def test_rendering_applies_the_window(tmp_path, capsys):
     np.testing.assert_array_equal(images.read(tmp_path / "a.png")[0, :, 0], [0, 65535])
     assert _convert(tmp_path / "a.dcm", "--to", tmp_path, "--format", "jpg", "--render", "window") == 0
     output = capsys.readouterr().out
-    assert "rendered (window)" in output and "narrowed" not in output
+    assert "rendered (window)" in output and "narrowed" not in output and "smallest" not in output
+    dicom.write(tmp_path / "a.dcm", np.array([[[50], [150]]], np.uint16))
+    assert _convert(tmp_path / "a.dcm", "--to", tmp_path, "--format", "png", "--render", "window") == 0
+    np.testing.assert_array_equal(images.read(tmp_path / "a.png")[0, :, 0], [0, 65535])
+    assert "1 of 1 files: without a window: rendered from the smallest value to the largest" in capsys.readouterr().out
 
 
 def test_folders_keep_their_shape_and_bad_files_stop_nothing(tmp_path, capsys):

@@ -162,6 +162,27 @@ def test_voi_lut_goes_before_the_window_and_extends_its_ends():
     np.testing.assert_array_equal(shown[0, :, 0], [0, 0, 50, 255, 255])
 
 
+def test_deep_values_without_a_window_are_stretched_where_they_would_be_flat():
+    signed = np.linspace(-1024, 1000, 64).astype(np.int16).reshape(8, 8, 1)
+    flat = dicom.Dicom(pixels=signed, bits=16, rescale=(-2.0, 5.0), inverted=True)
+    assert flat.stretched
+    np.testing.assert_allclose(flat.to_unit(), (signed + 1024) / 2024, atol=1e-6)
+    assert np.ptp(flat.to_unit("full")) < 0.04
+    for other in (
+        dicom.Dicom(pixels=signed, bits=16, window=dicom.Window(0, 65536)),
+        dicom.Dicom(pixels=signed, bits=12),
+        dicom.Dicom(pixels=np.full_like(signed, 7), bits=16),
+        dicom.Dicom(pixels=np.arange(64, dtype=np.uint8).reshape(8, 8, 1), bits=8),
+        dicom.Dicom(pixels=signed.repeat(3, axis=2), bits=16),
+    ):
+        assert not other.stretched
+
+
+@pytest.mark.parametrize(("spacing", "square"), [((0.1, 0.3), False), ((0.2, 0.2001), True), ((np.nan, np.nan), True)])
+def test_pixels_are_square_as_far_as_is_known(spacing, square):
+    assert dicom.Dicom(pixels=np.zeros((2, 2, 1), np.uint8), bits=8, spacing_mm=spacing).square == square
+
+
 def test_modality_lut():
     tags = {"ModalityLUTSequence": _lut([0, 100, 1000, 4095], first=0, bits=12)}
     shown = _read(np.array([[0, 1, 2, 3, 9]], np.uint8), bits=8, **tags).to_unit()

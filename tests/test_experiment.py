@@ -562,6 +562,17 @@ def test_views_are_those_of_the_evaluation_and_part_of_what_the_model_sees(folde
     assert seen["validation"].rows != seen["official"].rows == training.evaluations["validation"].rows
 
 
+def test_copies_that_the_thresholds_do_not_know_of_are_said(folders, monkeypatch):
+    warned = []
+    monkeypatch.setattr(experiment.logging, "warning", lambda message, *values: warned.append(message % values))
+    both = {name: GIVEN["evaluations"][name] | {"flips": ("horizontal",)} for name in ("validation", "test")}
+    experiment.compose(complete(GIVEN | {"evaluations": GIVEN["evaluations"] | both}), folders)
+    assert not [line for line in warned if "flips" in line and ".test." in line]
+    experiment.compose(_changed("evaluations.test.flips", ("horizontal",)), folders)
+    (line,) = [line for line in warned if ".test." in line]
+    assert "evaluations.test.flips is ('horizontal',), and () in the evaluation 'validation'" in line
+
+
 def test_the_phantom_is_made_once_for_the_same_arguments(folders, training):
     trees = [path for path in (folders.data / "mediax_phantoms").iterdir() if path.is_dir()]
     assert [path.name.partition("-")[0] for path in trees] == ["medmnist"]

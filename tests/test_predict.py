@@ -84,7 +84,7 @@ def test_a_file_becomes_the_image_that_was_built_from_it(segmenter):
     network, files, built, _ = segmenter
     reading = network._readings["siim_acr"]
     for path, image in zip(files, built):
-        example = predict.example(reading.builder, path, predict.displayed(path))
+        example = predict.example(reading.builder, path, predict.displayed(path).pixels)
         np.testing.assert_array_equal(example["image"], image)
 
 
@@ -109,9 +109,54 @@ def test_deep_images_are_taken_as_a_viewer_shows_them(tmp_path):
     dicom.write(tmp_path / "deep.dcm", ramp, bits=12, tags={"WindowCenter": 2000, "WindowWidth": 3000})
     of = catalog.load("datasets", "siim_acr").Builder(data_dir=tmp_path)
     for name in ("deep.png", "deep.dcm"):
-        image = predict.example(of, tmp_path / name, predict.displayed(tmp_path / name))["image"]
+        image = predict.example(of, tmp_path / name, predict.displayed(tmp_path / name).pixels)["image"]
         assert image.dtype == np.uint8 and image.min() == 0 and image.max() == 255
         assert abs(int(np.median(image)) - 127) <= 2
+
+
+@pytest.mark.parametrize("dataset", ["siim_acr", "node21", "chestxdet"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_the_network_sees_a_windowed_dicom_file_as_it_is_shown(dataset, bits, tmp_path):
+    path = tmp_path / "a.dcm"
+    stored = np.linspace(100, 163, 64).astype(np.uint8 if bits == 8 else np.uint16).reshape(8, 8, 1)
+    stored = stored << max(0, bits - 8)
+    dicom.write(path, stored, bits=bits, tags={"WindowCenter": 132 << (bits - 8), "WindowWidth": 64 << (bits - 8)})
+    shown = predict.displayed(path).pixels
+    assert shown.min() <= 2 and shown.max() >= 250
+    of = catalog.load("datasets", dataset).Builder(data_dir=tmp_path)
+    np.testing.assert_array_equal(predict.example(of, path, shown)["image"], of.fit(shown).image(shown))
+
+
+def test_what_a_dicom_file_does_not_say_is_said(segmenter, tmp_path, capsys):
+    network, files, _, _ = segmenter
+    header = pydicom.dcmread(files[0])
+    values = np.linspace(-1024, 1000, header.Rows * header.Columns).astype(np.int16)
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+    header.PixelData, header.PixelSpacing = values.tobytes(), [0.1, 0.3]
+    header.save_as(tmp_path / "flat.dcm")
+    shown = predict.displayed(tmp_path / "flat.dcm").pixels
+    assert (shown.min(), shown.max()) == (0, 255)
+    seen = network.open(File(tmp_path / "flat.dcm", "flat")).examples["siim_acr"]["image"]
+    assert np.ptp(seen) > 0.9 * 255 / (255 if seen.dtype == np.float32 else 1)
+    assert predict.predict(network, [tmp_path / "flat.dcm", files[1]], tmp_path / "out") == 0
+    narrow, spacing = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mediax: ")]
+    assert f"{tmp_path / 'flat.dcm'}: has no window" in narrow and "-1024" in narrow and "1000" in narrow
+    assert f"{tmp_path / 'flat.dcm'}: its pixels are 0.1 mm high and 0.3 mm wide" in spacing
+
+
+@pytest.mark.parametrize("dataset", ["vinbigdata", "chexmask", "minijsrt_practice"])
+def test_a_dataset_of_dicom_files_reads_them_as_its_own(dataset, tmp_path):
+    module = catalog.load("datasets", dataset)
+    config = {"chexmask": {"tables": "original", "source": "vinbigdata"}, "minijsrt_practice": {"format": "dicom"}}
+    of = module.Builder(config=config.get(dataset), data_dir=tmp_path)
+    pixels = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8, 1)
+    dicom.write(tmp_path / "IM0001", pixels, bits=12, tags={"WindowCenter": 2000, "WindowWidth": 1000})
+    shown = predict.displayed(tmp_path / "IM0001").pixels
+    seen = predict.example(of, tmp_path / "IM0001", shown)["image"]
+    if dataset == "minijsrt_practice":
+        np.testing.assert_allclose(seen, pixels / 4095, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(seen, of.fit(shown).image(shown))
 
 
 def test_a_dataset_of_dicom_files_takes_pictures_too(tmp_path):
@@ -192,7 +237,7 @@ def test_the_mask_of_a_box_is_stretched_over_it():
 
 def _opened(path, pixels, name="a"):
     images.write(path, pixels)
-    return predict.Opened(File(path, name), predict.displayed(path), {})
+    return predict.Opened(File(path, name), predict.displayed(path).pixels, {})
 
 
 def test_every_result_is_in_the_pixels_of_the_file(tmp_path):
@@ -336,6 +381,24 @@ def test_bad_files_among_good_ones(segmenter, tmp_path, capsys):
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
 
 
+def test_earlier_results_of_the_files_of_a_call_are_removed_and_no_others(segmenter, tmp_path):
+    network, files, _, _ = segmenter
+    for name in ("cut", "gone", "other", "good"):
+        shutil.copy(files[0], tmp_path / f"{name}.dcm")
+    out = tmp_path / "out"
+    assert predict.predict(network, sorted(tmp_path.glob("*.dcm")), out) == 0
+    (out / "masks" / "cut" / "note.txt").write_text("mine")
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "cut.dcm").read_bytes()[:3000])
+    (tmp_path / "gone.dcm").unlink()
+    assert predict.predict(network, [tmp_path / f"{name}.dcm" for name in ("cut", "gone", "good")], out) == 2
+    results = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.suffix != ".csv"}
+    kept = ("overlays/{}.png", "masks/{}/segmentation_Pneumothorax.png", "masks/{}_seg.dcm")
+    assert results == {place.format(name) for name in ("good", "other") for place in kept} | {"masks/cut/note.txt"}
+    with pytest.raises(InputError, match=r"overlays/good\.png: would be overwritten"):
+        predict.predict(network, [out / "overlays" / "good.png"], out)
+    assert (out / "overlays" / "good.png").is_file()
+
+
 def test_absent_and_empty_sources_fail_and_the_rest_is_predicted_on(segmenter, tmp_path, capsys):
     network, files, _, _ = segmenter
     (tmp_path / "empty").mkdir()
@@ -372,7 +435,7 @@ def test_a_command_that_is_killed_leaves_no_table_and_nothing_half_written(segme
         patched.setattr(outlines, "draw", killed)
         predict.predict(network, files, out)
     assert not (out / "predictions.csv").exists()
-    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")} == whole
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")}.items() < whole.items()
     assert not list(out.rglob("*.partial"))
     assert predict.predict(network, files, out) == 0
     assert len(_rows(out)) == len(files)
@@ -383,9 +446,17 @@ def test_a_run_without_calibration_or_checkpoint_says_what_to_do(segmenter, tmp_
     assert predict.main([f"--workdir={tmp_path}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
     assert "checkpoints/best" in capsys.readouterr().err
     shutil.copytree(workdir, tmp_path / "run")
-    (tmp_path / "run" / "calibration.json").unlink()
-    assert predict.main([f"--workdir={tmp_path / 'run'}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
-    assert "--mode=evaluate" in capsys.readouterr().err
+    calibration = tmp_path / "run" / "calibration.json"
+    content = json.loads(calibration.read_text())
+    del content["config.evaluations"]
+    for change, words in (
+        (lambda: calibration.write_text(json.dumps(content)), "older"),
+        (calibration.unlink, "absent"),
+    ):
+        change()
+        assert predict.main([f"--workdir={tmp_path / 'run'}", str(files[0]), f"--out={tmp_path / 'out'}"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and "--mode=evaluate" in error
     assert predict.main([f"--workdir={workdir}", str(tmp_path / "absent.png"), f"--out={tmp_path / 'out'}"]) == 2
     assert "absent.png: no such file" in capsys.readouterr().err
 

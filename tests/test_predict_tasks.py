@@ -73,6 +73,18 @@ def test_regressed_boxes_of_mirrored_copies_too(tmp_path):
     assert all(row[f"{name} boxes"] == "1" for row in rows for name in ("Lungs", "Heart", "Body"))
 
 
+def test_files_are_seen_as_the_images_were_that_thresholds_are_from(tmp_path):
+    """Where a run was evaluated again, with other evaluations than in training, those of the thresholds hold."""
+    arguments = (tmp_path, GREY, "siim_acr", {"count": 12, "test_count": 4, "size": 48}, {"classification": {}})
+    scores = []
+    for mode, flips in (("train", ()), ("evaluate", ("horizontal", "vertical"))):
+        workdir, raw = runs.train(*arguments, evaluation={"flips": flips}, mode=mode)
+        rows, arrays = _predicted(workdir, sorted(raw.rglob("*.dcm")), tmp_path / f"out_{mode}")
+        scores.append([float(row["Pneumothorax"]) for row in rows])
+        _assert_among(arrays["prediction/scores"][:, 0], scores[-1])
+    assert np.abs(np.subtract(*scores)).max() > 0
+
+
 def test_an_autoencoder(tmp_path):
     backbone = {"name": "autoencoder", "channels": 1, "mean": (0.0,), "std": (1.0,), "options": {"widths": (4, 4)}}
     tasks = {"anomaly": {"head": {"name": "autoencoder", "size": (48, 48), "code": 4}, "score": "reconstruction"}}

@@ -128,6 +128,7 @@ class Builder(builder.Builder):
 
     SOURCE = SOURCE
     VERSION = tfds.core.Version("1.0.0")
+    RENDERS_DICOM = True
     BUILDER_CONFIGS = tuple(
         Config(size=size, source=source)
         for size in (512, 128, 256, 1024, None)
@@ -304,7 +305,7 @@ def split_of(image: Image, source: ImageSource) -> str:
 
 def read_image(path: Path) -> np.ndarray:
     """Reads an image of any source as u8[H,W,1]: DICOM by its window, 16 bits (PadChest) from darkest to brightest."""
-    if path.suffix.lower() in (".dicom", ".dcm"):
+    if images.is_dicom_file(path):
         from mediax import dicom  # imported where it is needed: pydicom takes a second, which reading can spare
 
         return dicom.read(path).to_uint8("window")

@@ -55,6 +55,10 @@ class Builder(builder.Builder):
     def DTYPE(self) -> type:  # a value of the base class that depends on the format here
         return np.uint16 if self.builder_config.format == "dicom" else np.uint8
 
+    @property
+    def RENDERS_DICOM(self) -> bool:  # too
+        return self.builder_config.format == "dicom"
+
     def features(self):
         return {"spacing_mm": builder.spacing_feature()}
 

@@ -132,6 +132,7 @@ class Builder(builder.Builder):
 
     SOURCE = SOURCE
     VERSION = tfds.core.Version("1.0.0")
+    RENDERS_DICOM = True
     BUILDER_CONFIGS = tuple(
         Config(size=size, release=release)
         for size in (512, 128, 256, 1024, None)
