@@ -1,5 +1,7 @@
 """Classification: the loss against plain numpy, what enters it, and what is chosen and scored on the host."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +188,7 @@ def test_the_trivial_predictor_answers_with_the_prevalence():
     calibration = task.calibrate({"scores": SCORES}, {"labels": RANKED})
     known = ~np.isnan(RANKED[:, 0])
     trivial = task.trivial({"scores": SCORES}, calibration)["scores"]
-    assert trivial.shape == SCORES.shape and trivial.dtype == SCORES.dtype
+    assert trivial.shape == SCORES.shape
     np.testing.assert_allclose(trivial, np.tile([RANKED[known, 0].mean(), 0, 0], (len(SCORES), 1)), rtol=1e-6)
     values = _values(task, trivial, RANKED, calibration=calibration)
     assert values["auroc/macro"] == 0.5 and values["average_precision/macro"] == pytest.approx(RANKED[known, 0].mean())
@@ -198,6 +200,28 @@ def test_the_trivial_predictor_answers_with_the_prevalence():
         exclusive, exclusive.trivial({"scores": labels}, calibration)["scores"], labels, calibration=calibration
     )
     assert values["top1_accuracy"] == 0.5 and values["quadratic_weighted_kappa"] == 0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "calls_rare", "calls_common"),
+    [("youden", False, True), ("accuracy", False, True), ("f1", True, True), (0.5, False, True), (0.05, True, True)],
+)
+def test_the_trivial_predictor_has_thresholds_of_its_own(threshold, calls_rare, calls_common):
+    labels = np.zeros((200, 3), np.float32)
+    labels[:11, 0] = labels[:150, 1] = 1  # prevalence 0.055, 0.75, and 0
+    scores = (np.random.default_rng(0).random(labels.shape) * 0.1).astype(np.float32)
+    task = _task(threshold=threshold)
+    calibration = json.loads(json.dumps(task.calibrate({"scores": scores}, {"labels": labels})))
+    trivial = task.trivial({"scores": scores}, calibration)
+    found = task.metrics(trivial, {"labels": labels}, calibration=calibration, resamples=0)
+    values = {metric.name: metric.value for metric in found}
+    for name, share, called in (("Edema", 0.055, calls_rare), ("Fracture", 0.75, calls_common)):
+        assert values[f"accuracy/{name}"] == pytest.approx(share if called else 1 - share)
+        assert values[f"sensitivity/{name}"] == 1 - values[f"specificity/{name}"] == called
+        assert values[f"brier/{name}"] == pytest.approx(share * (1 - share))
+    of_network = task.metrics({"scores": scores}, {"labels": labels}, calibration=calibration, resamples=0)
+    undefined = {metric.name for metric in of_network if np.isnan(metric.value)}
+    assert undefined == {name for name, value in values.items() if np.isnan(value)}
 
 
 def _values(task, scores, labels, **options):
