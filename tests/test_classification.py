@@ -296,13 +296,17 @@ def test_the_most_confident_errors_are_the_worst(tmp_path, sheets):
     labels = np.array([[0, 0, 0], [0, 0, 0], [0, NAN, 0], [1, NAN, 0], [NAN, NAN, NAN]], np.float32)
     predictions, targets = {"scores": scores}, {"labels": labels}
     errors = _task().errors(predictions, targets, {})
-    np.testing.assert_allclose(errors, [0.9, 0.6, -0.8, -0.99, NAN], rtol=1e-6)  # right ones by how sure they are
+    np.testing.assert_allclose(errors, [0.8, 0.2, -0.6, -0.98, NAN], rtol=1e-5)  # right ones by how sure they are
     strict = _task().errors(predictions, targets, {"thresholds": [0.95, 0.5, 0.5]})
-    np.testing.assert_allclose(strict, [-0.1, -0.4, -0.8, -0.99, NAN], rtol=1e-5)
+    np.testing.assert_allclose(strict, [-0.05 / 0.95, -0.35 / 0.95, -0.75 / 0.95, -0.8, NAN], rtol=1e-5)
+    without = _task().errors(predictions, targets, {"thresholds": [NAN, 0.5, 0.5]})
+    np.testing.assert_allclose(without, [-0.8, -0.8, -1, -1, NAN], rtol=1e-5)  # no threshold, no decision
+    some = _task().errors(predictions, targets, {}, classes=("Fracture",))
+    np.testing.assert_allclose(some, [-0.8, -0.8, NAN, NAN, NAN], rtol=1e-5)  # a protocol scores some classes
     np.testing.assert_allclose(_task(exclusive=True).errors(predictions, targets, {})[:2], [0.9, 0.6], rtol=1e-6)
     samples = samples_of(_task(), np.zeros((5, 8, 8, 1)), predictions, targets, {})
     _task().draw_samples(tmp_path, "test", samples, {})
-    assert sheets == [{"best": [3, 2], "worst": [0, 1], "at random": [4]}]
+    assert sheets == [{"best": [3, 2], "worst": [0, 1], "others at random": [4]}]
     assert (tmp_path / "samples_test.png").is_file()
 
 

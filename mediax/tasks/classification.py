@@ -16,7 +16,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
-from mediax.samples import Samples, calls, errors_of_scores
+from mediax.samples import Samples, deviations, worst
 
 STUDIES = True  # the maximum of its scores over the images of a study is a score of the study
 THRESHOLDS = {
@@ -198,22 +198,28 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
-        """The worst wrong score of each image, f64[N]; below 0 where all are right, NaN where none is known."""
-        called = calls(predictions["scores"], calibration.get("thresholds"), exclusive=self.exclusive)
-        return errors_of_scores(predictions["scores"], targets["labels"], called)
+        """The worst deviation of each image, f64[N], see `samples.deviations`; NaN where no label is known."""
+        options = {"thresholds": calibration.get("thresholds"), "exclusive": self.exclusive}
+        index = [self.classes.index(name) for name in classes or self.classes]
+        return worst(deviations(predictions["scores"], targets["labels"], **options)[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with what is true and what was predicted."""
+        whole = self.exclusive or not samples.classes
+        index = [self.classes.index(name) for name in (self.classes if whole else samples.classes)]
+        thresholds = calibration.get("thresholds")
         figures.samples(
             folder / f"samples_{name}.png",
             samples.images,
             sections=samples.sections,
-            classes=self.classes,
-            labels=samples.targets["labels"],
-            scores=samples.predictions["scores"],
+            classes=[self.classes[i] for i in index],
+            labels=samples.targets["labels"][:, index],
+            scores=samples.predictions["scores"][:, index],
             exclusive=self.exclusive,
-            thresholds=calibration.get("thresholds"),
+            thresholds=None if thresholds is None else np.asarray(thresholds)[index],
         )
 
     def findings(

@@ -169,10 +169,13 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
         """The mean absolute error of each image's known targets, f64[N], in units of `std`; NaN where none is known."""
+        index = [self.target_names.index(name) for name in classes or self.target_names]
         deviation = np.abs(predictions["target"] - targets["target"]) / np.asarray(self._standard()[1])
-        return metrics.mean_of_defined(deviation)
+        return metrics.mean_of_defined(deviation[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true and the predicted values."""
