@@ -137,7 +137,7 @@ class Task:
             blind = BLIND_THRESHOLDS[self.threshold](np.broadcast_to(prevalence, labels.shape), labels)
             blind = np.where(np.isnan(thresholds), np.nan, blind)
         else:
-            thresholds = blind = np.full(len(self.classes), self.threshold)
+            thresholds = blind = np.full(len(self.classes), float(self.threshold))
         return {
             "prevalence": prevalence.tolist(),
             "thresholds": thresholds.tolist(),
