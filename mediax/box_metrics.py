@@ -253,15 +253,25 @@ def operating_points(scores: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(np.diff(scores), 1)[: len(scores)])
 
 
-def f1_of_images(boxes: Boxes, iou: float = 0.5) -> np.ndarray:
-    """F1 of the boxes of each image f64[images], at `iou` or more; 1 where there is none and none was found."""
-    right = np.zeros(len(boxes.true))
-    of_images = boxes._replace(patients=np.arange(len(right)))
-    for label in range(len(boxes.classes)):
-        matched = match_best(of_images, label, iou, reached=True)
-        np.add.at(right, matched.patients, matched.hits[0])
-    both = np.array([len(found["boxes"]) + len(true["boxes"]) for found, true in zip(*boxes[:2])])
-    return np.where(both > 0, 2 * right / np.maximum(both, 1), 1.0)
+def f1_of_images(boxes: Boxes, iou: float = 0.5, shown: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of the boxes of each image from the score `shown` on, f64[images], and the soft F1 of all; a hit has `iou`.
+
+    F1 is 1 where there is no box and none was found. In the soft one each box found counts as much as its score, and
+    one hit is added, so that false alarms also tell where there is no box.
+    """
+    of_images = boxes._replace(patients=np.arange(len(boxes.true)))
+    matched = [match_best(of_images, label, iou, reached=True) for label in range(len(boxes.classes))]
+    hits, scores, owner = (
+        np.concatenate([getattr(one, name) for one in matched], -1) for name in ("hits", "scores", "patients")
+    )
+
+    def of_each(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, values, minlength=len(boxes.true))
+
+    true = np.array([len(one["boxes"]) for one in boxes.true])
+    both = of_each(scores >= shown) + true
+    f1 = np.where(both > 0, 2 * of_each(hits[0] & (scores >= shown)) / np.maximum(both, 1), 1.0)
+    return f1, (2 * of_each(hits[0] * scores) + 1) / (of_each(scores) + true + 1)
 
 
 def match_coco(boxes: Boxes, label: int) -> Matched:

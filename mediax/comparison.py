@@ -162,7 +162,7 @@ def write(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> list[st
     out = Path(out)
     with naming_file(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
-    groups = arrange(scored_of(runs, problems))
+    groups = arrange(scored_of(runs, problems), problems)
     blocks = [*_summary(runs), *_tables(groups, out, problems), *_runs(runs, out)]
     if problems:
         blocks += [Heading("Left out"), Items(problems)]
@@ -313,8 +313,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 # Arranging them.
 
 
-def arrange(scored: Iterable[Scored]) -> list[Group]:
-    """Puts results into tables by kind of task, protocol, split and figure to compare by, and into rows by dataset."""
+def arrange(scored: Iterable[Scored], problems: list[str]) -> list[Group]:
+    """Puts results into tables by kind of task, protocol, split and figure to compare by, and into rows by dataset.
+
+    A run that repeats another one is left out; if its figures are others, `problems` gets a line.
+    """
 
     def table(one: Scored) -> tuple:
         return one.kind, one.result["protocol"], one.result["split"], one.metric["name"]
@@ -325,7 +328,7 @@ def arrange(scored: Iterable[Scored]) -> list[Group]:
     groups = []
     for key, members in _grouped(scored, table):
         rows = [
-            Row(f"{data}, {classes} classes" if classes > 1 else data, phantom, _entries(of_row))
+            Row(f"{data}, {classes} classes" if classes > 1 else data, phantom, _entries(of_row, problems))
             for (phantom, data, classes), of_row in _grouped(members, row)
         ]
         groups.append(Group(*key, tuple(rows)))
@@ -343,7 +346,7 @@ def _classes(scored: Scored) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in ("", "macro")]
 
 
-def _entries(scored: Sequence[Scored]) -> tuple[Entry, ...]:
+def _entries(scored: Sequence[Scored], problems: list[str]) -> tuple[Entry, ...]:
     """Gathers the seeds of each config, and names the configs of one model by what tells them apart."""
 
     def config(one: Scored) -> tuple[str, str, str]:
@@ -355,10 +358,28 @@ def _entries(scored: Sequence[Scored]) -> tuple[Entry, ...]:
     for model in dict.fromkeys(model for (model, *_), _ in found):
         of_model = [members for (name, *_), members in found if name == model]
         for members, variant in zip(of_model, _variants(of_model)):
-            seeds = {json.dumps(one.run.about.get("seed")): one for one in reversed(members)}  # a repeated run is one
-            ordered = sorted(seeds.values(), key=lambda one: _natural(json.dumps(one.run.about.get("seed"))))
+            ordered = sorted(
+                _one_of_each_seed(members, problems), key=lambda one: _natural(json.dumps(one.run.about.get("seed")))
+            )
             entries.append(Entry(f"{model}, {variant}" if variant else model, tuple(ordered)))
     return tuple(sorted(entries, key=lambda entry: _natural(entry.label)))
+
+
+def _one_of_each_seed(members: Sequence[Scored], problems: list[str]) -> list[Scored]:
+    """The first run of each seed: a repeated run is one."""
+    kept: dict[str, Scored] = {}
+    for one in members:
+        first = kept.setdefault(json.dumps(one.run.about.get("seed")), one)
+        figures = [{metric["name"]: metric["value"] for metric in each.headline} for each in (one, first)]
+        if figures[0] != figures[1]:
+            names = [f"{each.run.folder} ({each.result['evaluation']}, {each.result['task']})" for each in (one, first)]
+            values = [_shown(each.value) for each in (one, first)]
+            problems.append(
+                f"{names[0]}: left out as a repetition of {names[1]}, of the same config and seed, though its figures "
+                f"are others ({one.metric['name']} {values[0]}, there {values[1]}); give one of them another seed, or "
+                "make a report of each"
+            )
+    return [*kept.values()]
 
 
 def _variants(configs: Sequence[Sequence[Scored]]) -> list[str]:

@@ -116,9 +116,11 @@ def samples(
     """
     task = evaluation.tasks[name]
     predictions, targets = collected.predictions[name], collected.targets[name]
-    groups = collected.host.get("patient_id")
-    errors = task.errors(predictions, targets, calibration, groups)
-    chosen, needed = choose(errors), np.zeros(len(errors), bool)
+    groups, protocol = collected.host.get("patient_id"), evaluation.protocol
+    options = {"classes": protocol.classes, **protocol.options}
+    errors = task.errors(predictions, targets, calibration, groups, **options)
+    annotated = task.annotated(targets, protocol.classes) if hasattr(task, "annotated") else None
+    chosen, needed = choose(errors, annotated=annotated), np.zeros(len(errors), bool)
     needed[np.concatenate([*chosen.values()])] = True
     if hasattr(task, "companions"):
         needed[task.companions(predictions, np.flatnonzero(needed), groups)] = True
@@ -129,6 +131,8 @@ def samples(
         images=pictures["images"],
         predictions={key: array[rows] for key, array in predictions.items()} | pictures["predictions"][name],
         targets={key: array[rows] for key, array in targets.items()} | pictures["targets"][name],
+        errors=errors[rows],
+        classes=protocol.classes,
         groups=None if groups is None else groups[rows],
     )
 

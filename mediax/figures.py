@@ -24,7 +24,7 @@ from mediax.box_metrics import sensitivity_at
 from mediax.files import replace_file
 from mediax.metric_log import read_metrics
 from mediax.metrics import CALIBRATION_BINS
-from mediax.samples import calls, wrongness
+from mediax.samples import calls, deviations
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which a run without figures should not pay
     from matplotlib.axes import Axes
@@ -698,7 +698,7 @@ def samples(
     if labels is not None and scores is not None:
         scores, labels = _matrices(scores, labels, classes)
         called = calls(scores, thresholds, exclusive=exclusive)
-        wrong = wrongness(scores, labels, called)
+        wrong = deviations(scores, labels, thresholds, exclusive=exclusive)
         for i, lines in enumerate(texts):
             lines += _findings(scores[i], labels[i], called[i], wrong[i], classes)
     shown = [i for rows in sections.values() for i in rows]
@@ -736,20 +736,21 @@ def _findings(
     scores: np.ndarray,
     labels: np.ndarray,
     called: np.ndarray,
-    wrongness: np.ndarray,
+    wrong: np.ndarray,
     classes: Sequence[str],
     most: int = 4,
 ) -> list[tuple[str, str, str]]:
     """Returns (sign, colour, text) for each class that is present or called, most wrong first."""
-    listed = [k for k in np.argsort(-wrongness - scores * 1e-3, kind="stable") if called[k] or labels[k] >= 0.5]
+    order = np.argsort(-np.fmax(wrong, 0) - scores * 1e-3, kind="stable")
+    listed = [k for k in order if called[k] or labels[k] >= 0.5]
     lines = []
     for k in listed:
-        sign, colour = ("?", UNKNOWN) if np.isnan(labels[k]) else ("✗", WRONG) if wrongness[k] else ("✓", RIGHT)
+        sign, colour = ("?", UNKNOWN) if np.isnan(wrong[k]) else ("✗", WRONG) if wrong[k] > 0 else ("✓", RIGHT)
         state = "unknown" if np.isnan(labels[k]) else "present" if labels[k] >= 0.5 else "absent"
         lines.append((sign, colour, f"{_short(classes[k])} {scores[k]:.2f} {state}"))
     if not lines:
         k = int(np.argmax(scores))
-        known = not np.isnan(labels).all()
+        known = not np.isnan(wrong).all()
         lines = [("✓" if known else "?", RIGHT if known else UNKNOWN, f"none; {_short(classes[k])} {scores[k]:.2f}")]
     if len(lines) > most:
         lines = [*lines[: most - 1], ("", GREY, f"and {len(lines) - most + 1} more")]

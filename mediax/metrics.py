@@ -174,9 +174,11 @@ def by_class(
             results.append(
                 with_interval(f"{metric}/{name}", values[k, m], draws[:, k, m], patients[known[:, k, m]], note)
             )
-        note = f"left out: {', '.join(left_out)}" if left_out else ""
+        notes = [f"left out: {', '.join(left_out)}"] if left_out else []
+        notes += _fewer_classes(draws[:, ~np.isnan(values[:, m]), m])
         macro, macro_draws = mean_of_defined(values[:, m]), mean_of_defined(draws[:, :, m])
-        results.append(with_interval(f"{metric}/macro", macro, macro_draws, patients[known[:, :, m].any(1)], note))
+        of_any = patients[known[:, :, m].any(1)]
+        results.append(with_interval(f"{metric}/macro", macro, macro_draws, of_any, "; ".join(notes)))
     return results
 
 
@@ -411,11 +413,16 @@ def _macro(name: str, values: np.ndarray, draws: np.ndarray, split: Split, reaso
     left_out = [f"{label} ({reason})" for label, reason in zip(split.classes, reasons) if reason]
     entered = np.array([not reason for reason in reasons], bool)
     notes = [f"left out: {', '.join(left_out)}"] if left_out else []
-    partial = int(np.isnan(draws[:, entered]).any(axis=1).sum())
-    if partial:
-        notes.append(f"{partial} of {len(draws)} resamples average fewer classes, the others being undefined in them")
+    notes += _fewer_classes(draws[:, entered])
     known = (~np.isnan(split.labels[:, entered])).any(axis=1)
     return with_interval(name, mean_of_defined(values), mean_of_defined(draws), split.patients[known], "; ".join(notes))
+
+
+def _fewer_classes(draws: np.ndarray) -> list[str]:
+    """Says how many of the draws f[R,K] of classes that are defined in the split lack some of them, if any do."""
+    partial = int(np.isnan(draws).any(axis=1).sum())
+    words = f"{partial} of {len(draws)} resamples average fewer classes, the others being undefined in them"
+    return [words] if partial else []
 
 
 def _overall(split: Split, resamples: int, seed: int) -> list[Metric]:

@@ -15,10 +15,10 @@ class Protocol:
     """A named way to score a split, with its source.
 
     `case` is what is scored: `image`, or `study`, whose score is the maximum over its images. `classes` restricts the
-    score to those (none = all of the task's). `options` are for the `metrics` of its task. `headline` names the figures
-    that head the table, the first of which is the one to compare runs by (none = the task's overall ones).
-    `description` stands over the table; where the official scorer is not public, `source` says so, and a class without
-    a true case is left out of a mean.
+    score to those (none = all of the task's). `options` are for the `metrics` and the `errors` of its task. `headline`
+    names the figures that head the table, the first of which is the one to compare runs by (none = the task's overall
+    ones). `description` stands over the table; where the official scorer is not public, `source` says so, and a class
+    without a true case is left out of a mean.
     """
 
     name: str

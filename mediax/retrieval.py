@@ -49,18 +49,22 @@ def _recall_and_precision(right: np.ndarray, wrong: np.ndarray) -> tuple[float, 
     return float(rank[0] == 1), float((place / rank).mean())
 
 
-def nearest(vectors: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """The others that are most similar to each of `rows` i[M], the nearest first: i[M,count], fewer if there are fewer.
+def nearest(vectors: np.ndarray, rows: np.ndarray, count: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """The images of other patients that are most similar to each of `rows` i[M], the nearest first: i[M,count].
 
     Args:
       vectors: f[N,D], of length one.
+      count: of neighbours, fewer if there are fewer images; -1 stands where no image of another patient is left.
+      groups: [N] the patient of each image; None makes every image a patient of its own.
     """
+    patients = np.arange(len(vectors)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count, found = min(count, len(vectors) - 1), []
     for block, similarity in _similarities(vectors[rows], vectors):
-        similarity[np.arange(len(similarity)), rows[block]] = -np.inf
+        similarity[patients[rows[block], None] == patients] = -np.inf
         first = np.argpartition(-similarity, count, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(similarity, first, axis=1), axis=1, kind="stable")
-        found.append(np.take_along_axis(first, order, axis=1))
+        first = np.take_along_axis(first, order, axis=1)
+        found.append(np.where(np.take_along_axis(similarity, first, axis=1) > -np.inf, first, -1))
     return np.concatenate(found)
 
 

@@ -58,8 +58,8 @@ def run(config: Mapping[str, Any], folders: experiment.Folders, *, mode: str, ar
         "finished": _now(),
     }
     report.write_results(folders.work, run=about, results=results)
-    for result in results:
-        print(report.headline(result))
+    for line in report.headlines(results):
+        print(line)
     print(f"results: {folders.work / 'results.md'}")
 
 

@@ -1,4 +1,4 @@
-"""Rows of a split to look at: the best, the worst, and some at random; host code on numpy."""
+"""Rows of a split to look at: the best, the worst, and some of the others at random; host code on numpy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,35 +12,50 @@ PLACES = 24  # rows that are chosen of a split
 class Samples(NamedTuple):
     """Some rows of a split with their pictures, and which of them to show: `sections` are titles with their rows.
 
-    Rows that are in no section are there because the others depend on them. `groups` [M] are the patients.
+    Rows that are in no section are there because the others depend on them. `errors` f[M] are what the task judged them
+    by, on the protocol's `classes` (none = all), `groups` [M] the patients.
     """
 
     sections: Mapping[str, Sequence[int]]
     images: np.ndarray
     predictions: Mapping[str, np.ndarray]
     targets: Mapping[str, np.ndarray]
+    errors: np.ndarray
+    classes: Sequence[str] = ()
     groups: np.ndarray | None = None
 
 
-def choose(errors: np.ndarray, count: int = PLACES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Chooses `count` rows of a split: a quarter of them the best, half of them the worst, the others at random.
+def choose(
+    errors: np.ndarray, count: int = PLACES, seed: int = 0, annotated: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Chooses `count` rows of a split: a quarter of them the best, half of them the worst, others at random.
 
     Args:
       errors: f[N], larger is worse, 0 or less is right, NaN unknown. What is right is not among the worst, what is
         unknown is chosen at random alone.
       count: of rows, if there are as many.
-      seed: of the random ones.
+      seed: of the random ones, and of the order of equal ones.
+      annotated: bool[N], the images that show something to find: if there are several, the best are of these.
 
     Returns the rows by the title of their section; one without rows is left out.
     """
-    rated = np.argsort(errors, kind="stable")[: np.count_nonzero(~np.isnan(errors))]
-    best = rated[: min(count // 4, len(rated) // 2)]
-    wrong = [row for row in rated[len(best) :] if errors[row] > 0]
-    worst = np.array(wrong[::-1][: math.ceil(count / 2)], int)
-    rest = np.setdiff1d(np.arange(len(errors)), [*best, *worst])
-    random = np.random.default_rng(seed).permutation(rest)[: count - len(best) - len(worst)]
-    chosen = {"best": best, "worst": worst, "at random": random}
-    return {f"{title}, of {len(errors):,} images": rows for title, rows in chosen.items() if len(rows)}
+    rng, number = np.random.default_rng(seed), f"{len(errors):,}"
+    shuffled = rng.permutation(len(errors))
+    rated = shuffled[np.argsort(errors[shuffled], kind="stable")][: np.count_nonzero(~np.isnan(errors))]
+    telling, kind = rated, ""
+    if annotated is not None and annotated[rated].sum() > 1:
+        telling, kind = rated[annotated[rated]], "annotated "
+    best = telling[: min(count // 4, len(telling) // 2)]
+    wrong = rated[(errors[rated] > 0) & ~np.isin(rated, best)]
+    worst = wrong[::-1][: math.ceil(count / 2)]
+    rest = np.setdiff1d(shuffled, [*best, *worst])
+    random = rng.permutation(rest)[: count - len(best) - len(worst)]
+    chosen = {
+        f"best, of {len(telling) if kind else len(errors):,} {kind}images": best,
+        f"worst, of {number} images": worst,
+        f"others at random, of {number} images": random,
+    }
+    return {title: rows for title, rows in chosen.items() if len(rows)}
 
 
 def calls(scores: np.ndarray, thresholds: np.ndarray | None = None, *, exclusive: bool = False) -> np.ndarray:
@@ -50,15 +65,27 @@ def calls(scores: np.ndarray, thresholds: np.ndarray | None = None, *, exclusive
     return scores >= (0.5 if thresholds is None else np.asarray(thresholds, float))
 
 
-def wrongness(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """How far each wrong score is from the truth, f[N,K]; 0 where right or unknown."""
-    wrong = ~np.isnan(labels) & (called != (labels >= 0.5))
-    # A score just at an unusual threshold may be wrong by nothing; it is still to be listed.
-    return np.where(wrong, np.maximum(np.abs(scores - labels), 1e-6), 0)
+def deviations(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None = None, *, exclusive: bool = False
+) -> np.ndarray:
+    """How wrong each score f[N,K] is: f[N,K] above 0 to 1, from 0 down to -1 where it is right, NaN where unknown.
+
+    It is the distance from the threshold as a share of what is possible on that side, so that a rare class of a low
+    threshold counts as any other; of exclusive classes that from the label. A class without a threshold is unknown.
+    """
+    wrong = calls(scores, thresholds, exclusive=exclusive) != (labels >= 0.5)
+    if exclusive:
+        distance = np.abs(scores - labels)
+        return np.where(wrong, distance, distance - 1)
+    thresholds = np.full(scores.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, float)
+    beyond = scores - thresholds
+    distance = np.abs(beyond) / np.maximum(np.where(beyond < 0, thresholds, 1 - thresholds), np.finfo(float).tiny)
+    # A score just at its threshold may be wrong by nothing; it is still to be listed.
+    signed = np.where(wrong, np.maximum(distance, 1e-6), -distance)
+    return np.where(np.isnan(labels), np.nan, signed)
 
 
-def errors_of_scores(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """The worst wrong score of an image, f[N]; of one that is right below 0, least if it is most confident."""
-    wrong = wrongness(scores, labels, called).max(1)
-    distance = np.where(np.isnan(labels), -np.inf, np.abs(scores - labels)).max(1)
-    return np.where(np.isnan(labels).all(1), np.nan, np.where(wrong > 0, wrong, distance - 1))
+def worst(deviations: np.ndarray) -> np.ndarray:
+    """The largest of each image's deviations f[N,K], f[N]; NaN where none is known."""
+    known = ~np.isnan(deviations)
+    return np.where(known.any(1), np.where(known, deviations, -np.inf).max(1), np.nan)

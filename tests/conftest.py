@@ -20,7 +20,7 @@ def parsed_flags():
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """Collects the rows of the sheets of samples that are drawn, by section: "best", "worst", "at random"."""
+    """Collects the rows of the sheets of samples that are drawn, by section: "best", "worst", "others at random"."""
     from mediax import figures
 
     found, draw = [], figures.samples

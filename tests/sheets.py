@@ -5,4 +5,5 @@ from mediax.samples import Samples, choose
 
 def samples_of(task, images, predictions, targets, calibration, groups=None):
     """Gives all rows with their pictures, in the sections that the task's errors put them in."""
-    return Samples(choose(task.errors(predictions, targets, calibration, groups)), images, predictions, targets, groups)
+    errors = task.errors(predictions, targets, calibration, groups)
+    return Samples(choose(errors), images, predictions, targets, errors, (), groups)

@@ -1,5 +1,7 @@
 """Classification: the loss against plain numpy, what enters it, and what is chosen and scored on the host."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +188,7 @@ def test_the_trivial_predictor_answers_with_the_prevalence():
     calibration = task.calibrate({"scores": SCORES}, {"labels": RANKED})
     known = ~np.isnan(RANKED[:, 0])
     trivial = task.trivial({"scores": SCORES}, calibration)["scores"]
-    assert trivial.shape == SCORES.shape and trivial.dtype == SCORES.dtype
+    assert trivial.shape == SCORES.shape
     np.testing.assert_allclose(trivial, np.tile([RANKED[known, 0].mean(), 0, 0], (len(SCORES), 1)), rtol=1e-6)
     values = _values(task, trivial, RANKED, calibration=calibration)
     assert values["auroc/macro"] == 0.5 and values["average_precision/macro"] == pytest.approx(RANKED[known, 0].mean())
@@ -198,6 +200,28 @@ def test_the_trivial_predictor_answers_with_the_prevalence():
         exclusive, exclusive.trivial({"scores": labels}, calibration)["scores"], labels, calibration=calibration
     )
     assert values["top1_accuracy"] == 0.5 and values["quadratic_weighted_kappa"] == 0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "calls_rare", "calls_common"),
+    [("youden", False, True), ("accuracy", False, True), ("f1", True, True), (0.5, False, True), (0.05, True, True)],
+)
+def test_the_trivial_predictor_has_thresholds_of_its_own(threshold, calls_rare, calls_common):
+    labels = np.zeros((200, 3), np.float32)
+    labels[:11, 0] = labels[:150, 1] = 1  # prevalence 0.055, 0.75, and 0
+    scores = (np.random.default_rng(0).random(labels.shape) * 0.1).astype(np.float32)
+    task = _task(threshold=threshold)
+    calibration = json.loads(json.dumps(task.calibrate({"scores": scores}, {"labels": labels})))
+    trivial = task.trivial({"scores": scores}, calibration)
+    found = task.metrics(trivial, {"labels": labels}, calibration=calibration, resamples=0)
+    values = {metric.name: metric.value for metric in found}
+    for name, share, called in (("Edema", 0.055, calls_rare), ("Fracture", 0.75, calls_common)):
+        assert values[f"accuracy/{name}"] == pytest.approx(share if called else 1 - share)
+        assert values[f"sensitivity/{name}"] == 1 - values[f"specificity/{name}"] == called
+        assert values[f"brier/{name}"] == pytest.approx(share * (1 - share))
+    of_network = task.metrics({"scores": scores}, {"labels": labels}, calibration=calibration, resamples=0)
+    undefined = {metric.name for metric in of_network if np.isnan(metric.value)}
+    assert undefined == {name for name, value in values.items() if np.isnan(value)}
 
 
 def _values(task, scores, labels, **options):
@@ -272,13 +296,17 @@ def test_the_most_confident_errors_are_the_worst(tmp_path, sheets):
     labels = np.array([[0, 0, 0], [0, 0, 0], [0, NAN, 0], [1, NAN, 0], [NAN, NAN, NAN]], np.float32)
     predictions, targets = {"scores": scores}, {"labels": labels}
     errors = _task().errors(predictions, targets, {})
-    np.testing.assert_allclose(errors, [0.9, 0.6, -0.8, -0.99, NAN], rtol=1e-6)  # right ones by how sure they are
+    np.testing.assert_allclose(errors, [0.8, 0.2, -0.6, -0.98, NAN], rtol=1e-5)  # right ones by how sure they are
     strict = _task().errors(predictions, targets, {"thresholds": [0.95, 0.5, 0.5]})
-    np.testing.assert_allclose(strict, [-0.1, -0.4, -0.8, -0.99, NAN], rtol=1e-5)
+    np.testing.assert_allclose(strict, [-0.05 / 0.95, -0.35 / 0.95, -0.75 / 0.95, -0.8, NAN], rtol=1e-5)
+    without = _task().errors(predictions, targets, {"thresholds": [NAN, 0.5, 0.5]})
+    np.testing.assert_allclose(without, [-0.8, -0.8, -1, -1, NAN], rtol=1e-5)  # no threshold, no decision
+    some = _task().errors(predictions, targets, {}, classes=("Fracture",))
+    np.testing.assert_allclose(some, [-0.8, -0.8, NAN, NAN, NAN], rtol=1e-5)  # a protocol scores some classes
     np.testing.assert_allclose(_task(exclusive=True).errors(predictions, targets, {})[:2], [0.9, 0.6], rtol=1e-6)
     samples = samples_of(_task(), np.zeros((5, 8, 8, 1)), predictions, targets, {})
     _task().draw_samples(tmp_path, "test", samples, {})
-    assert sheets == [{"best": [3, 2], "worst": [0, 1], "at random": [4]}]
+    assert sheets == [{"best": [3, 2], "worst": [0, 1], "others at random": [4]}]
     assert (tmp_path / "samples_test.png").is_file()
 
 

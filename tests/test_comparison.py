@@ -88,7 +88,7 @@ def rows_of(folder):
 def groups_of(*folders):
     problems = []
     runs, problems = comparison.find_runs(folders)
-    groups = comparison.arrange(comparison.scored_of(runs, problems))
+    groups = comparison.arrange(comparison.scored_of(runs, problems), problems)
     assert not problems
     return groups
 
@@ -219,6 +219,16 @@ def test_seeds_of_one_config_are_one_entry(tmp_path, truth):
     draws = comparison._paired_draws([*several.scored, *single.scored])
     expected = np.percentile(draws[:2].mean(0) - draws[2], 2.5)
     assert comparison.difference(several, single).low == pytest.approx(expected)
+
+
+def test_a_repeated_run_of_other_figures_is_left_out_by_name(tmp_path):
+    for name, value in (("a", 0.501), ("b", 0.501), ("c", 0.99)):
+        write_result(tmp_path / name, [Metric("auroc/macro", value, 0.4, 1.0, 50)], settings=config(seed=1))
+    problems = comparison.write([tmp_path], tmp_path / "out")
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{tmp_path / 'c'} (test, findings): left out as a repetition of {tmp_path / 'a'} (")
+    assert "(auroc/macro 0.990, there 0.501); give one of them another seed" in problems[0]
+    assert "left out as a repetition" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_configs_of_one_model_are_named_by_what_differs(tmp_path):

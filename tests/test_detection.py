@@ -1,5 +1,7 @@
 """Detection: how it is scored, what enters the loss, and the way through a small detector."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,9 +291,37 @@ def test_the_error_of_an_image_is_one_minus_f1():
         "boxes_known": np.array([True, True, True, True, False]),
     }
     task = Task("chest/boxes", CLASSES)
-    np.testing.assert_allclose(task.errors(predictions, targets, {}), [0, 1 / 3, 1, 0, np.nan])
+    np.testing.assert_allclose(task.errors(predictions, targets, {}), [0, 1 / 3, 1, 0, np.nan], atol=1e-5)
+    assert task.annotated(targets).tolist() == [True, True, True, False, False]
     predictions["labels"][0] = 1  # the place is right, the class is not
-    assert task.errors(predictions, targets, {})[0] == 1
+    assert task.errors(predictions, targets, {})[0] == pytest.approx(1)
+    assert task.errors(predictions, targets, {}, agnostic=True)[0] == pytest.approx(0, abs=1e-5)
+    of_first = task.errors(predictions, targets, {}, annotated_only=True, classes=CLASSES[:1])
+    np.testing.assert_allclose(of_first, [1, 1 / 3, 1, np.nan, np.nan], atol=1e-5)
+    assert task.annotated(targets, CLASSES[1:2]).tolist() == [False] * 5
+
+
+def test_the_iou_of_a_hit_is_the_protocols_and_equal_images_are_ordered_by_scores():
+    """Boxes that are right half of the way, at scores that are not shown, best first; then false alarms on nothing."""
+    box, near = [0.2, 0.2, 0.6, 0.6], [0.2, 0.2, 0.6, 0.35]  # an IoU of 0.375
+    predictions = {
+        "boxes": np.float32([[near]] * 5),
+        "scores": np.float32([[0.25], [0.2], [0], [0.6], [0.9]]),
+        "labels": np.zeros((5, 1), np.int32),
+    }
+    targets = {
+        "boxes": np.float32([[box]] * 5),
+        "box_labels": np.zeros((5, 1), np.int32),
+        "box_valid": np.array([[True], [True], [True], [False], [False]]),
+        "boxes_known": np.ones(5, bool),
+    }
+    task = Task("chest/boxes", CLASSES)
+    loose, strict = (task.errors(predictions, targets, {}, iou=iou, scoring="froc") for iou in (0.2, 0.5))
+    np.testing.assert_allclose(loose, 1, atol=1e-5)
+    assert (np.diff(loose[:3]) > 0).all() and loose[3] < loose[4]
+    assert (np.diff(strict[:3]) < 0).all()  # there they are false alarms
+    lower = replace(task, shown=0.1)
+    np.testing.assert_allclose(lower.errors(predictions, targets, {}, iou=0.2), [0, 0, 1, 1, 1], atol=1e-5)
 
 
 def test_messages_name_what_is_wrong():

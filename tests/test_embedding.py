@@ -19,7 +19,7 @@ from references import compare
 from sheets import samples_of
 from sklearn import metrics as reference
 
-from mediax import data, experiment, images, optimizer, predict, sharding, train
+from mediax import data, experiment, figures, images, optimizer, predict, retrieval, sharding, train
 from mediax import run as run_module
 from mediax.errors import InputError
 from mediax.experiment import complete
@@ -339,7 +339,7 @@ def test_pictures_and_findings(tmp_path, sheets):
         for kind in ("projection", "samples"):
             assert min(Image.open(tmp_path / folder / f"{kind}_test.png").size) > 200
     assert [sum(map(len, sheet.values())) for sheet in sheets] == [PLACES, PLACES]
-    assert set(sheets[1]) == {"at random"}
+    assert set(sheets[1]) == {"others at random"}
     scores = task.findings(predictions, {}, 3, (8, 8)).scores
     assert list(scores) == [f"embedding_{i}" for i in range(6)]
     np.testing.assert_allclose(list(scores.values()), predictions["embedding"][3])
@@ -358,6 +358,23 @@ def test_an_image_is_judged_and_drawn_by_its_nearest_others_in_the_split():
     np.testing.assert_array_equal(np.isfinite(found), known)
     np.testing.assert_allclose(found[known], expected, rtol=1e-6)
     assert task.companions(predictions, np.array([30, 4])).tolist() == nearest[[30, 4]].ravel().tolist()
+
+
+def test_a_patients_own_images_are_not_among_the_nearest(tmp_path, monkeypatch):
+    """Of two patients the second has one image: nothing else is left for the first one's."""
+    task = make_task()
+    vectors = retrieval.unit(RNG.standard_normal((4, 6)))
+    labels, patients = np.float32([[0, 0], [0, 0], [0, 0], [1, 0]]), np.array(["a", "a", "a", "b"])
+    predictions, targets = {"embedding": vectors}, {"labels": labels}
+    np.testing.assert_allclose(task.errors(predictions, targets, {}, patients), [0.5] * 4)
+    np.testing.assert_allclose(task.errors(predictions, targets, {}, patients, classes=task.classes[1:]), [0] * 4)
+    assert task.companions(predictions, np.array([0, 1]), patients).tolist() == [3, 3]
+    drawn = {}
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: drawn.update(options))
+    samples = samples_of(task, RNG.random((4, 8, 8, 1)), predictions, targets, {}, patients)
+    task.draw_samples(tmp_path, "test", samples, {})
+    assert drawn["captions"][0] == f"unlike 0.50, {vectors[0] @ vectors[3]:.2f}"
+    assert drawn["captions"][3].count(",") == 3
 
 
 # A run: pretraining, then another one that starts from its backbone.

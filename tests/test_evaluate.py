@@ -111,7 +111,7 @@ class Painter:
     def targets(self, batch):
         return self.task.targets(batch) | {"true_picture": batch["image"] + 1}
 
-    def errors(self, predictions, targets, calibration, groups):
+    def errors(self, predictions, targets, calibration, groups, *, classes):
         assert not {"picture", "true_picture"} & {*predictions, *targets}
         assert len(predictions["scores"]) == len(targets["labels"]) == len(groups) == len(self.mistakes)
         return self.mistakes
@@ -145,7 +145,7 @@ def _mistakes(rows, worst):
 def test_the_worst_row_of_the_whole_split_is_looked_at_with_its_pictures():
     task = Painter(_mistakes(200, worst=150))
     found, samples, read = _samples(_evaluation(200, 16, tasks={TASK: task}))
-    assert list(samples.sections) == [f"{name}, of 200 images" for name in ("best", "worst", "at random")]
+    assert list(samples.sections) == [f"{name}, of 200 images" for name in ("best", "worst", "others at random")]
     assert read == sorted(read) and len(read) == PLACES  # of 200 rows no other one goes through the model again
     worst = samples.sections["worst, of 200 images"][0]
     assert read[worst] == 150
@@ -189,10 +189,34 @@ def test_each_task_of_an_evaluation_has_its_own_worst_row():
         assert len(samples.images) == len(samples.predictions["picture"]) == PLACES
 
 
+def test_rows_are_judged_by_the_protocol():
+    class Judged(Painter):
+        def errors(self, predictions, targets, calibration, groups, *, classes, iou):
+            assert iou == 0.2
+            return self.task.errors(predictions, targets, calibration, groups, classes=classes)
+
+        def annotated(self, targets, classes):
+            assert classes == ("Fracture",)
+            return np.isin(np.arange(len(targets["labels"])), [151, 153])
+
+    protocol = Protocol("lesions", "", "", classes=("Fracture",), options={"iou": 0.2})
+    task = Judged(np.zeros(200))
+    evaluation = dataclasses.replace(_evaluation(200, 16, tasks={TASK: task}), protocol=protocol)
+    found, samples, read = _samples(evaluation)
+    arrays = found.predictions[TASK], found.targets[TASK]
+    errors = task.task.errors(*arrays, {}, classes=("Fracture",))
+    np.testing.assert_array_equal(samples.errors, errors[read])
+    assert samples.classes == ("Fracture",)
+    worst = [read[place] for place in samples.sections["worst, of 200 images"]]
+    assert not set(worst) & set(np.flatnonzero(np.isnan(arrays[1]["labels"][:, 1])))
+    best = [read[place] for place in samples.sections["best, of 2 annotated images"]]
+    assert best == [min((151, 153), key=lambda row: errors[row])]
+
+
 def test_a_small_split_is_looked_at_whole():
     _, samples, read = _samples(_evaluation(9, 4, tasks={TASK: Painter(_mistakes(9, worst=8))}))
     assert read == [*range(9)] and len(samples.images) == 9
-    assert {4, 7} <= {*samples.sections["at random, of 9 images"].tolist()}
+    assert {4, 7} <= {*samples.sections["others at random, of 9 images"].tolist()}
     assert sorted(place for places in samples.sections.values() for place in places) == [*range(9)]
 
 

@@ -307,6 +307,11 @@ def test_undefined_resamples_are_counted():
     count = int(edema.note.split(" of 200 resamples undefined")[0])
     assert 40 < count < 110 and edema.low <= edema.value <= edema.high
     assert macro.note.startswith(f"{count} of 200 resamples average fewer classes")
+    values = np.where(labels == 1, scores, np.nan)[..., None]  # of cases with the class alone, as for Dice
+    values[:, 1] = np.nan
+    means = named(metrics.case_means(values, CLASSES, ["dice"], resamples=200))
+    note = f"left out: {CLASSES[1]}; {count} of 200 resamples average fewer classes"
+    assert means["dice/macro"].note.startswith(note)
 
 
 def test_padding_rows_are_ignored():

@@ -228,7 +228,8 @@ def test_the_confusion_matrix_is_of_the_grades_that_are_scored(pairs, tmp_path, 
         {"": range(len(rows))},
         images[rows],
         *({k: v[rows] for k, v in a.items()} for a in (predictions, targets)),
-        groups[rows],
+        np.zeros(len(rows)),
+        groups=groups[rows],
     )
     captions = drawn["samples_test.png"]["captions"]
     task.draw_samples(tmp_path, "test", some, calibration)

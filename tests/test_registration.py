@@ -235,7 +235,7 @@ def test_pictures(tmp_path, sheets):
     samples = samples_of(task, batch["image"], predictions, targets, {})
     task.draw_samples(tmp_path, "test", samples, {})
     order = [*np.argsort(errors[:2])]
-    assert sheets == [{"best": order[:1], "worst": order[1:], "at random": [2]}]
+    assert sheets == [{"best": order[:1], "worst": order[1:], "others at random": [2]}]
     for name in ("success_test.png", "samples_test.png"):
         assert min(Image.open(tmp_path / name).size) > 200
 

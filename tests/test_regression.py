@@ -10,6 +10,7 @@ from scipy import stats
 from sheets import samples_of
 from sklearn import metrics as reference
 
+from mediax import inference
 from mediax.errors import InputError
 from mediax.tasks.regression import PER_TARGET, Task, _evaluator, agreement
 
@@ -200,3 +201,14 @@ def test_errors_name_the_task():
             make_task(**options)
     with pytest.raises(InputError, match=r"'chest/regression' predicts .*the batch has no targets"):
         make_task().count({"valid": np.ones(2, bool)})
+
+
+def test_targets_of_left_and_right_trade_places_in_a_mirrored_image():
+    names = ("left lung volume", "heart volume", "right lung volume")
+    task = make_task(target_names=names, mean=(2.0, 0.5, 3.0), std=(0.4, 0.1, 0.8))
+    assert inference.names_of(task) == names
+    outputs = np.float32([[0.5, -1, 2]])
+    units = task.predict(outputs, {})["target"]
+    for turn, order in (((False, True), [2, 1, 0]), ((True, False), [0, 1, 2])):
+        back = task.predict(task.mirrored(outputs, jnp.array(turn)), {})["target"]
+        np.testing.assert_allclose(back, units[:, order], rtol=1e-6)

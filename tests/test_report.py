@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,9 +298,15 @@ def test_a_protocols_figures_head_the_table_and_what_others_get_stands_beside(tm
         "| **iou/Pneumothorax** | **0.6000** | 0.5000 to 0.7000 | – | 0.6500 | 50 |  |",
         "| dice/macro | 0.8000 | 0.7000 to 0.9000 | 0.7770 | – | 50 |  |",
     ]
-    assert report.headline(result).startswith(
+    assert report.headlines([result])[0].startswith(
         "test (siim_acr test, n=12): dice_present/macro 0.5000 [0.4000, 0.6000], iou"
     )
+
+
+def test_headlines_name_the_task_where_an_evaluation_has_several():
+    alone = Result("test", "chexmask", "test", "lungs", "x", METRICS[:1], False)
+    lines = report.headlines([alone, *(replace(alone, evaluation="whole", task=task) for task in ("lungs", "heart"))])
+    assert [line.partition(" ")[0] for line in lines] == ["test", "whole/lungs", "whole/heart"]
 
 
 def test_phantom_results_say_so(tmp_path):

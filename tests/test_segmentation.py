@@ -400,8 +400,23 @@ def test_overlays_are_drawn(exclusive, tmp_path, sheets):
     samples = samples_of(task, batch["image"], predictions, targets, calibration)
     task.draw_samples(tmp_path, "test", samples, calibration)
     assert sorted(row for rows in sheets[0].values() for row in rows) == [*range(len(batch["image"]))]
-    assert 1 in sheets[0]["at random"]  # nothing is known of it
+    assert 1 in sheets[0]["others at random"]  # nothing is known of it
     assert (tmp_path / "samples_test.png").stat().st_size > 1000
+
+
+def test_errors_and_annotations_are_those_of_the_protocols_structures():
+    batch = make_batch(size=(16, 16))
+    batch["mask_valid"][:] = True
+    batch["mask_valid"][1, 0] = False
+    batch["masks"][0, ..., 0] = 0
+    predictions, targets = evaluated(TASK, logits_of(batch), batch)
+    calibration = TASK.calibrate(predictions, targets)
+    metrics_of_first = TASK.metrics(predictions, targets, classes=NAMES[:1], calibration=calibration, resamples=0)
+    errors = TASK.errors(predictions, targets, calibration, classes=NAMES[:1], pooled=True)
+    assert np.isnan(errors).tolist() == [row == 1 for row in range(len(errors))]
+    assert 1 - np.nanmean(errors) == pytest.approx(metrics_of_first[0].value)
+    assert TASK.annotated(targets, NAMES[:1]).tolist()[:2] == [False, False]
+    assert TASK.annotated(targets).all()
 
 
 def test_overlays_show_nothing_outside_of_the_field_of_view(tmp_path, monkeypatch):

@@ -70,11 +70,20 @@ def write_results(workdir: str | os.PathLike, *, run: Mapping[str, Any], results
     replace_file(workdir / "results.md", _markdown(workdir, run, results).encode())
 
 
-def headline(result: Result) -> str:
-    """One line for the console: the first overall figures with their intervals."""
+def headlines(results: Sequence[Result]) -> list[str]:
+    """One line of each result for the console; it names the task where an evaluation has several."""
+    evaluations = [result.evaluation for result in results]
+    return [
+        _headline(result, f"{name}/{result.task}" if evaluations.count(name) > 1 else name)
+        for name, result in zip(evaluations, results)
+    ]
+
+
+def _headline(result: Result, name: str) -> str:
+    """The first overall figures with their intervals."""
     overall = [metric for metric in _ordered(result) if _heads(metric, result)][:3]
     shown = ", ".join(f"{m.name} {m.value:.4f} [{m.low:.4f}, {m.high:.4f}]" for m in overall)
-    return f"{result.evaluation} ({result.dataset} {result.split}, n={overall[0].n if overall else 0}): {shown}"
+    return f"{name} ({result.dataset} {result.split}, n={overall[0].n if overall else 0}): {shown}"
 
 
 def headline_name(names: Sequence[str]) -> str | None:

@@ -218,6 +218,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
         """How far each score is on the wrong side of the threshold, f64[N], or 1 for each image in a wrong cluster.
 

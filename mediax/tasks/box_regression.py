@@ -157,14 +157,17 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
         """One minus the mean IoU of each image's known boxes, f64[N]; NaN where none is known."""
-        return 1 - metrics.mean_of_defined(box_iou(predictions["boxes"], targets["boxes"]))
+        index = [self.names.index(name) for name in classes or self.names]
+        return 1 - metrics.mean_of_defined(box_iou(predictions["boxes"], targets["boxes"])[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true and the predicted boxes."""
         predicted, true = samples.predictions["boxes"], samples.targets["boxes"]
-        overlap = 1 - self.errors(samples.predictions, samples.targets, calibration)
+        overlap = 1 - samples.errors
         labels = np.broadcast_to(np.arange(len(self.names)), predicted.shape[:2])
         figures.samples(
             folder / f"samples_{name}.png",

@@ -16,7 +16,7 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
-from mediax.samples import Samples, calls, errors_of_scores
+from mediax.samples import Samples, deviations, worst
 
 STUDIES = True  # the maximum of its scores over the images of a study is a score of the study
 THRESHOLDS = {
@@ -24,6 +24,8 @@ THRESHOLDS = {
     "f1": metrics.f1_thresholds,
     "accuracy": metrics.accuracy_thresholds,
 }
+# Of one score for all images every threshold has the same index: the majority decides.
+BLIND_THRESHOLDS = THRESHOLDS | {"youden": metrics.accuracy_thresholds}
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Task:
     ) -> dict[str, Any]:
         """Chooses on validation data whatever `metrics` must not choose on test data: the thresholds.
 
-        `prevalence` is what `trivial` answers.
+        `prevalence` is what `trivial` answers, `trivial_thresholds` what the same rule chooses for that.
         """
         labels = targets["labels"]
         if self.exclusive:
@@ -127,14 +129,20 @@ class Task:
         shares = (
             metrics.mean_of_defined(np.asarray(labels, np.float64).T) if len(labels) else np.zeros(len(self.classes))
         )
-        prevalence = {"prevalence": np.nan_to_num(shares).tolist()}
+        prevalence = np.nan_to_num(shares)
         if self.exclusive:
-            return prevalence
+            return {"prevalence": prevalence.tolist()}
         if isinstance(self.threshold, str):
-            thresholds = THRESHOLDS[self.threshold](predictions["scores"], targets["labels"])
+            thresholds = THRESHOLDS[self.threshold](predictions["scores"], labels)
+            blind = BLIND_THRESHOLDS[self.threshold](np.broadcast_to(prevalence, labels.shape), labels)
+            blind = np.where(np.isnan(thresholds), np.nan, blind)
         else:
-            thresholds = np.full(len(self.classes), self.threshold)
-        return prevalence | {"thresholds": [float(threshold) for threshold in thresholds]}
+            thresholds = blind = np.full(len(self.classes), float(self.threshold))
+        return {
+            "prevalence": prevalence.tolist(),
+            "thresholds": thresholds.tolist(),
+            "trivial_thresholds": blind.tolist(),
+        }
 
     def metrics(
         self,
@@ -148,7 +156,7 @@ class Task:
     ) -> list[metrics.Metric]:
         """Scores a whole split on the host; `classes` restricts it to those (none = all)."""
         index = [self.classes.index(name) for name in classes or self.classes]
-        thresholds = calibration.get("thresholds")
+        thresholds = predictions.get("thresholds", calibration.get("thresholds"))  # those of `trivial` are its own
         return metrics.classification(
             predictions["scores"][:, index],
             targets["labels"][:, index],
@@ -160,10 +168,9 @@ class Task:
         )
 
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Answers every image with the prevalence of each class in the calibrating split."""
-        scores = predictions["scores"]
-        constant = np.broadcast_to(np.asarray(calibration["prevalence"], scores.dtype), scores.shape)
-        return dict(predictions) | {"scores": constant}
+        """Answers every image with the prevalence of each class when calibrating, which has thresholds of its own."""
+        constant = {"scores": np.broadcast_to(np.asarray(calibration["prevalence"]), predictions["scores"].shape)}
+        return constant if self.exclusive else constant | {"thresholds": np.asarray(calibration["trivial_thresholds"])}
 
     def draw(
         self,
@@ -191,22 +198,28 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
-        """The worst wrong score of each image, f64[N]; below 0 where all are right, NaN where none is known."""
-        called = calls(predictions["scores"], calibration.get("thresholds"), exclusive=self.exclusive)
-        return errors_of_scores(predictions["scores"], targets["labels"], called)
+        """The worst deviation of each image, f64[N], see `samples.deviations`; NaN where no label is known."""
+        options = {"thresholds": calibration.get("thresholds"), "exclusive": self.exclusive}
+        index = [self.classes.index(name) for name in classes or self.classes]
+        return worst(deviations(predictions["scores"], targets["labels"], **options)[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with what is true and what was predicted."""
+        whole = self.exclusive or not samples.classes
+        index = [self.classes.index(name) for name in (self.classes if whole else samples.classes)]
+        thresholds = calibration.get("thresholds")
         figures.samples(
             folder / f"samples_{name}.png",
             samples.images,
             sections=samples.sections,
-            classes=self.classes,
-            labels=samples.targets["labels"],
-            scores=samples.predictions["scores"],
+            classes=[self.classes[i] for i in index],
+            labels=samples.targets["labels"][:, index],
+            scores=samples.predictions["scores"][:, index],
             exclusive=self.exclusive,
-            thresholds=calibration.get("thresholds"),
+            thresholds=None if thresholds is None else np.asarray(thresholds)[index],
         )
 
     def findings(

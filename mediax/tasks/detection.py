@@ -22,6 +22,7 @@ from mediax.samples import Samples
 
 TARGETS = ("boxes", "box_labels", "box_valid")
 FOUND = ("boxes", "scores", "labels", "masks")  # what a head says of each box; masks, if it learns them
+TIE = 1e-6  # weight of what orders images of equal F1
 DUPLICATE_IOU = 0.5  # above it two boxes of one class, found in views of one image, are one: MMDetection's default
 
 
@@ -211,27 +212,46 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
+        iou: float = 0.5,
+        agnostic: bool = False,
+        annotated_only: bool = False,
+        edge_pixel: float = 0.0,
+        **_: Any,
     ) -> np.ndarray:
-        """One minus F1 of the boxes that are shown of each image, f64[N], at an IoU of 0.5; NaN where none is known."""
-        scores, known = predictions["scores"], targets["boxes_known"]
-        shown = dict(predictions) | {"scores": np.where(scores >= self._least_shown(), scores, 0)}
-        errors = np.full(len(scores), np.nan)
-        errors[known] = 1 - box_metrics.f1_of_images(box_metrics.gather(shown, targets, self.box_classes, None))
+        """One minus F1 of the boxes that are shown of each image, f64[N], at an IoU of `iou`; NaN where unknown.
+
+        Images of one F1 follow each other by the soft F1, in which each box found counts as much as its score says. The
+        other options are those of `metrics`.
+        """
+        scored = np.asarray(targets["boxes_known"], bool)
+        if annotated_only:
+            scored = scored & targets["box_valid"].any(1)
+        options = {"agnostic": agnostic, "annotated_only": annotated_only, "edge_pixel": edge_pixel}
+        boxes = box_metrics.gather(predictions, targets, self.box_classes, None, **options)
+        f1, soft = box_metrics.f1_of_images(box_metrics.of_classes(boxes, classes), iou, self._least_shown())
+        errors = np.full(len(scored), np.nan)
+        errors[scored] = 1 - f1 - TIE * soft
         return errors
+
+    def annotated(self, targets: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> np.ndarray:
+        """Which images have a true box of the classes, bool[N]."""
+        index = [self.box_classes.index(name) for name in classes or self.box_classes]
+        return (targets["box_valid"] & targets["boxes_known"][:, None] & np.isin(targets["box_labels"], index)).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true boxes and those that were found."""
         predictions, targets = samples.predictions, samples.targets
         known = targets["box_valid"] & targets["boxes_known"][:, None]
         shown = predictions["scores"] >= self._least_shown()
-        f1 = 1 - self.errors(predictions, targets, calibration)
         has_masks = "structures" in predictions
         figures.samples(
             folder / f"samples_{name}.png",
             samples.images,
             sections=samples.sections,
             classes=self.box_classes,
-            captions=["boxes unknown" if np.isnan(value) else f"F1 {value:.2f}" for value in f1],
+            captions=["not scored" if np.isnan(value) else f"F1 {value:.2f}" for value in 1 - samples.errors],
             truth=figures.Overlay(
                 masks=targets["masks"] > 0 if has_masks else None,
                 boxes=targets["boxes"],

@@ -183,34 +183,44 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
-        """How unlike an image's labels those of its nearest others are on average, f64[N]; NaN where unknown."""
+        """How unlike an image's labels those of its nearest of other patients are, f64[N]; NaN where unknown."""
         count = len(predictions["embedding"])
         if "labels" not in targets:
             return np.full(count, np.nan)
-        labels, nearest = targets["labels"], retrieval.nearest(predictions["embedding"], np.arange(count), SHOWN)
-        return metrics.mean_of_defined(metrics.mean_of_defined(np.abs(labels[nearest] - labels[:, None])))
+        labels = targets["labels"][:, [self.classes.index(name) for name in classes or self.classes]]
+        nearest = retrieval.nearest(predictions["embedding"], np.arange(count), SHOWN, groups)
+        unlike = np.where(nearest[..., None] < 0, np.nan, np.abs(labels[nearest] - labels[:, None]))
+        return metrics.mean_of_defined(metrics.mean_of_defined(unlike))
 
     def companions(
         self, predictions: Mapping[str, np.ndarray], rows: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """The nearest others of `rows`, which are drawn beside them."""
-        return retrieval.nearest(predictions["embedding"], rows, SHOWN).ravel()
+        """The nearest of other patients to each of `rows`, which are drawn beside them."""
+        nearest = retrieval.nearest(predictions["embedding"], rows, SHOWN, groups)
+        return nearest[nearest >= 0]
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
-        """Draws a sheet of images, each with its nearest others in the split.
+        """Draws a sheet of images, each with the nearest of other patients in the split.
 
         In each square the query is at the top left; its neighbours follow in the order of reading, with their cosines.
         """
         vectors, images = samples.predictions["embedding"], samples.images
-        nearest = retrieval.nearest(vectors, np.arange(len(vectors)), SHOWN)
-        cosines = np.einsum("nd,nsd->ns", vectors, vectors[nearest])
+        nearest = retrieval.nearest(vectors, np.arange(len(vectors)), SHOWN, samples.groups)
+        others = [found[found >= 0] for found in nearest]
+        captions = [
+            ("query" if np.isnan(error) else f"unlike {error:.2f}")
+            + "".join(f", {cosine:.2f}" for cosine in vectors[found] @ vectors[row])
+            for row, (found, error) in enumerate(zip(others, samples.errors))
+        ]
         figures.samples(
             folder / f"samples_{name}.png",
-            np.stack([_square(images[[row, *others]]) for row, others in enumerate(nearest)]),
+            np.stack([_square(images[[row, *found]]) for row, found in enumerate(others)]),
             sections=samples.sections,
             classes=self.classes,
-            captions=[f"query, then {', '.join(f'{cosine:.2f}' for cosine in row)}" for row in cosines],
+            captions=captions,
         )
 
     def findings(

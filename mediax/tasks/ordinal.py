@@ -213,6 +213,8 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
         """How many grades each image's is off, f64[N]; NaN where it is unknown. `pairs` needs `groups`."""
         true = _grades(targets["labels"])

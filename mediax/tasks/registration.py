@@ -176,9 +176,15 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
+        size: tuple[int, int] | None = None,
+        **_: Any,
     ) -> np.ndarray:
         """The mean distance of each pair's points from their places, f64[N], in pixels; NaN where none is known."""
-        return pair_scores(predictions["keypoints"], targets["keypoints"], self.size)[:, PER_PAIR.index("error")]
+        return pair_scores(predictions["keypoints"], targets["keypoints"], size or self.size)[
+            :, PER_PAIR.index("error")
+        ]
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of pairs: above as they are, below with the moving image brought over.
@@ -191,14 +197,13 @@ class Task:
             np.concatenate([_overlay(image, other) for other in others])
             for image, *others in zip(samples.images, predictions["moving"], warped)
         ]
-        error = self.errors(predictions, samples.targets, calibration)
         moved = _stacked(predictions["moving_keypoints"], predictions["keypoints"])
         figures.samples(
             folder / f"samples_{name}.png",
             np.stack(sheets),
             sections=samples.sections,
             classes=(),
-            captions=["no known point" if np.isnan(value) else f"error {value:.1f} pixels" for value in error],
+            captions=["no known point" if np.isnan(value) else f"error {value:.1f} pixels" for value in samples.errors],
             truth=figures.Overlay(points=_stacked(true, true)),
             prediction=figures.Overlay(points=moved),
         )

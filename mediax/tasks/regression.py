@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mediax import catalog, figures, metrics
+from mediax import catalog, figures, laterality, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
@@ -66,6 +66,16 @@ class Task:
         if any(value <= 0 for value in self.std):
             raise InputError(f"config field std of task {self.name!r} is {self.std!r}: expected numbers above 0")
         self._head()  # checks the name and the options
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the last axis of the outputs is called, R names."""
+        return tuple(self.target_names)
+
+    def mirrored(self, outputs: jax.Array, turn: jax.Array) -> jax.Array:
+        """Lets targets that differ by left and right trade places, in their unit, where `turn` bool[2] says so."""
+        mean, std = self._standard()
+        return (laterality.exchanged(outputs * std + mean, turn, self.output_names, -1) - mean) / std
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
@@ -169,10 +179,13 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
     ) -> np.ndarray:
         """The mean absolute error of each image's known targets, f64[N], in units of `std`; NaN where none is known."""
+        index = [self.target_names.index(name) for name in classes or self.target_names]
         deviation = np.abs(predictions["target"] - targets["target"]) / np.asarray(self._standard()[1])
-        return metrics.mean_of_defined(deviation)
+        return metrics.mean_of_defined(deviation[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true and the predicted values."""

@@ -207,7 +207,7 @@ class Task:
         images together, inside the field of view. `ratio` names two structures, of which the error of the ratio of
         their heights is averaged over images (the vertical cup-to-disc ratio).
         """
-        index = [self.structures.index(name) for name in classes or self.structures]
+        index = self._index(classes)
         names = [self.structures[i] for i in index]
         places = self._places(calibration)
         rows = overlaps(predictions, targets, places)
@@ -254,14 +254,21 @@ class Task:
         targets: Mapping[str, np.ndarray],
         calibration: Mapping[str, Any],
         groups: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
+        **_: Any,
     ) -> np.ndarray:
         """One minus the mean Dice of each image's known structures, f64[N]; NaN where none is known."""
-        return 1 - metrics.mean_of_defined(overlaps(predictions, targets, self._places(calibration))["dice"])
+        dice = overlaps(predictions, targets, self._places(calibration))["dice"]
+        return 1 - metrics.mean_of_defined(dice[:, self._index(classes)])
+
+    def annotated(self, targets: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> np.ndarray:
+        """Which images show one of the structures, bool[N]."""
+        return (targets["area"][:, self._index(classes)] > 0).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true and the predicted outlines."""
         predictions, targets = samples.predictions, samples.targets
-        dice = 1 - self.errors(predictions, targets, calibration)
         thresholds = np.asarray(calibration.get("thresholds", 0.5), np.float32)
         called = self._called(predictions["probabilities"], thresholds, np)
         if "field_of_view" in targets:  # nothing outside of it counts
@@ -272,7 +279,7 @@ class Task:
             samples.images,
             sections=samples.sections,
             classes=self.structures,
-            captions=["no known mask" if np.isnan(value) else f"mean Dice {value:.2f}" for value in dice],
+            captions=["no known mask" if np.isnan(value) else f"mean Dice {value:.2f}" for value in 1 - samples.errors],
             truth=figures.Overlay(masks=(targets["masks"] > 0) & known),
             prediction=figures.Overlay(masks=called),
         )
@@ -287,6 +294,9 @@ class Task:
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "unet")
+
+    def _index(self, classes: Sequence[str]) -> list[int]:
+        return [self.structures.index(name) for name in classes or self.structures]
 
     def _check(self, batch: Batch) -> None:
         if "masks" not in batch or batch["masks"].shape[-1] != len(self.structures):
