@@ -196,10 +196,10 @@ EMPTY = {"mean_mask": [""] * 3, "median_ratio": [[0.0] * 3] * 3}
 
 def vessels(rows=3, size=(40, 30)):
     """Masks of some few pixels with logits that tell most of them, inside a field of view."""
-    batch = make_batch(rows, size)
-    batch["masks"] = (RNG.random(batch["masks"].shape) < 0.1).astype(np.uint8)
-    batch["field_of_view"] = (RNG.random((rows, *size)) < 0.8).astype(np.uint8)
-    logits = jnp.asarray(RNG.normal(2.0 * batch["masks"] - 3, 1.0)[None], jnp.float32)
+    batch, rng = make_batch(rows, size), np.random.default_rng(0)
+    batch["masks"] = (rng.random(batch["masks"].shape) < 0.1).astype(np.uint8)
+    batch["field_of_view"] = (rng.random((rows, *size)) < 0.8).astype(np.uint8)
+    logits = jnp.asarray(rng.normal(2.0 * batch["masks"] - 3, 1.0)[None], jnp.float32)
     return batch, logits
 
 
