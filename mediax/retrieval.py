@@ -61,7 +61,7 @@ def nearest(vectors: np.ndarray, rows: np.ndarray, count: int, groups: np.ndarra
     count, found = min(count, len(vectors) - 1), []
     for block, similarity in _similarities(vectors[rows], vectors):
         similarity[patients[rows[block], None] == patients] = -np.inf
-        first = np.argpartition(-similarity, count, axis=1)[:, :count]
+        first = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(similarity, first, axis=1), axis=1, kind="stable")
         first = np.take_along_axis(first, order, axis=1)
         found.append(np.where(np.take_along_axis(similarity, first, axis=1) > -np.inf, first, -1))
@@ -82,13 +82,8 @@ def votes(vectors: np.ndarray, labels: np.ndarray, patients: np.ndarray, count: 
       count: of neighbours.
     """
     labels = np.asarray(labels, np.float64)
-    shares = np.empty(labels.shape)
-    count = min(count, math.isqrt(len(vectors)))
-    for rows, similarity in _similarities(vectors, vectors):
-        similarity[patients[rows, None] == patients] = -np.inf
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        counts = np.take_along_axis(similarity, nearest, axis=1) > -np.inf
-        shares[rows] = _mean(np.where(counts[..., None], labels[nearest], np.nan), axis=1)
+    voters = nearest(vectors, np.arange(len(vectors)), min(count, math.isqrt(len(vectors))), patients)
+    shares = _mean(np.where(voters[..., None] < 0, np.nan, labels[voters]), axis=1)
     return np.where(np.isnan(shares), np.nan_to_num(_mean(labels, axis=0)), shares)
 
 
