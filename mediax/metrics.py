@@ -210,6 +210,11 @@ def accuracy_thresholds(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
     return _best_thresholds(scores, labels, lambda tp, fp, positives, negatives: tp - fp, 0, 0)
 
 
+def positions(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
+    """The places of the `chosen` ones in `names`; of all where none is chosen."""
+    return [names.index(name) for name in chosen or names]
+
+
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
     """f64[...,K] -> f64[...], the mean over entries that are not NaN; NaN if none is."""
     defined = ~np.isnan(values)

@@ -127,7 +127,7 @@ class Builder(builder.Builder):
     """Builds records with `masks` (three structures), `keypoints` (120), `rca_mean` and `rca_max`."""
 
     SOURCE = SOURCE
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # DICOM without a window is stretched
     RENDERS_DICOM = True
     BUILDER_CONFIGS = tuple(
         Config(size=size, source=source)

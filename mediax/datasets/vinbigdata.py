@@ -131,7 +131,7 @@ class Builder(builder.Builder):
     """Builds records with all readers' boxes and labels, told apart by `readers` and `box_readers` (8 is R8)."""
 
     SOURCE = SOURCE
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # DICOM without a window is stretched
     RENDERS_DICOM = True
     BUILDER_CONFIGS = tuple(
         Config(size=size, release=release)

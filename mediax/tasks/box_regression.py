@@ -145,7 +145,7 @@ class Task:
         Intervals are from a bootstrap over patients. Raises InputError if an image has several boxes of one class.
         """
         self._check_single(targets)
-        index = [self.names.index(name) for name in classes or self.names]
+        index = metrics.positions(self.names, classes)
         overlap = box_iou(predictions["boxes"], targets["boxes"])[:, index]
         right = np.where(np.isnan(overlap), np.nan, overlap >= 0.5)
         values = np.stack([overlap, right], axis=2)
@@ -161,7 +161,7 @@ class Task:
         classes: Sequence[str] = (),
     ) -> np.ndarray:
         """One minus the mean IoU of each image's known boxes, f64[N]; NaN where none is known."""
-        index = [self.names.index(name) for name in classes or self.names]
+        index = metrics.positions(self.names, classes)
         return 1 - metrics.mean_of_defined(box_iou(predictions["boxes"], targets["boxes"])[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:

@@ -155,7 +155,7 @@ class Task:
         resamples: int = 1000,
     ) -> list[metrics.Metric]:
         """Scores a whole split on the host; `classes` restricts it to those (none = all)."""
-        index = [self.classes.index(name) for name in classes or self.classes]
+        index = metrics.positions(self.classes, classes)
         thresholds = predictions.get("thresholds", calibration.get("thresholds"))  # those of `trivial` are its own
         return metrics.classification(
             predictions["scores"][:, index],
@@ -184,7 +184,7 @@ class Task:
         groups: np.ndarray | None = None,
     ) -> None:
         """Draws the curves of what `metrics` scored into `folder`, as `<kind>_<name>.png`."""
-        index = [self.classes.index(name) for name in classes or self.classes]
+        index = metrics.positions(self.classes, classes)
         scores, labels = predictions["scores"][:, index], targets["labels"][:, index]
         figures.roc(folder / f"roc_{name}.png", scores, labels, [self.classes[i] for i in index])
         figures.reliability(folder / f"reliability_{name}.png", scores, labels, [self.classes[i] for i in index])
@@ -203,7 +203,7 @@ class Task:
     ) -> np.ndarray:
         """The worst deviation of each image, f64[N], see `samples.deviations`; NaN where no label is known."""
         options = {"thresholds": calibration.get("thresholds"), "exclusive": self.exclusive}
-        index = [self.classes.index(name) for name in classes or self.classes]
+        index = metrics.positions(self.classes, classes)
         return worst(deviations(predictions["scores"], targets["labels"], **options)[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:

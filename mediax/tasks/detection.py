@@ -185,7 +185,7 @@ class Task:
         """
         gather = partial(box_metrics.gather, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel)
         boxes = gather(predictions, targets, self.box_classes, groups)
-        index = [0] if agnostic else [self.box_classes.index(name) for name in classes or self.box_classes]
+        index = [0] if agnostic else metrics.positions(self.box_classes, classes)
         if no_finding:
             index.append(len(boxes.classes))
             boxes = box_metrics.with_no_finding(boxes, no_finding)
@@ -237,7 +237,7 @@ class Task:
 
     def annotated(self, targets: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> np.ndarray:
         """Which images have a true box of the classes, bool[N]."""
-        index = [self.box_classes.index(name) for name in classes or self.box_classes]
+        index = metrics.positions(self.box_classes, classes)
         return (targets["box_valid"] & targets["boxes_known"][:, None] & np.isin(targets["box_labels"], index)).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:

@@ -149,7 +149,7 @@ class Task:
         results = _space(predictions, patients, resamples)
         if not self.classes or "labels" not in targets:
             return results
-        index = [self.classes.index(name) for name in classes or self.classes]
+        index = metrics.positions(self.classes, classes)
         labels = targets["labels"][:, index]
         scores = retrieval.votes(retrieval.unit(predictions["features"]), labels, patients, self.neighbours)
         names = [self.classes[i] for i in index]
@@ -173,7 +173,7 @@ class Task:
     ) -> None:
         """Draws the first two principal components of the features, coloured by class, as `projection_<name>.png`."""
         points, shares = retrieval.principal_components(retrieval.unit(predictions["features"]))
-        index = [self.classes.index(one) for one in classes or self.classes] if "labels" in targets else []
+        index = metrics.positions(self.classes, classes) if "labels" in targets else []
         labels = targets["labels"][:, index] if index else np.empty((len(points), 0))
         figures.projection(folder / f"projection_{name}.png", points, shares, labels, [self.classes[i] for i in index])
 
@@ -190,7 +190,7 @@ class Task:
         count = len(predictions["embedding"])
         if "labels" not in targets:
             return np.full(count, np.nan)
-        labels = targets["labels"][:, [self.classes.index(name) for name in classes or self.classes]]
+        labels = targets["labels"][:, metrics.positions(self.classes, classes)]
         nearest = retrieval.nearest(predictions["embedding"], np.arange(count), SHOWN, groups)
         unlike = np.where(nearest[..., None] < 0, np.nan, np.abs(labels[nearest] - labels[:, None]))
         return metrics.mean_of_defined(metrics.mean_of_defined(unlike))

@@ -148,7 +148,7 @@ class Task:
         ("r2"), Pearson's correlation ("pearson") and the mean error ("bias", above 0 where predictions are too large).
         With several targets each metric is `<metric>/<target>`, and those without a unit are averaged ("macro").
         """
-        index = [self.target_names.index(name) for name in classes or self.target_names]
+        index = metrics.positions(self.target_names, classes)
         names = [self.target_names[i] for i in index]
         predicted, true = predictions["target"][:, index], targets["target"][:, index]
         return agreement(predicted, true, names, groups, resamples=resamples)
@@ -165,7 +165,7 @@ class Task:
         groups: np.ndarray | None = None,
     ) -> None:
         """Draws predicted against true values, and their difference against their mean, as `scatter_<name>.png`."""
-        index = [self.target_names.index(name) for name in classes or self.target_names]
+        index = metrics.positions(self.target_names, classes)
         figures.agreement(
             folder / f"scatter_{name}.png",
             predictions["target"][:, index],
@@ -183,7 +183,7 @@ class Task:
         classes: Sequence[str] = (),
     ) -> np.ndarray:
         """The mean absolute error of each image's known targets, f64[N], in units of `std`; NaN where none is known."""
-        index = [self.target_names.index(name) for name in classes or self.target_names]
+        index = metrics.positions(self.target_names, classes)
         deviation = np.abs(predictions["target"] - targets["target"]) / np.asarray(self._standard()[1])
         return metrics.mean_of_defined(deviation[:, index])
 

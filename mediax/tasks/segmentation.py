@@ -207,7 +207,7 @@ class Task:
         images together, inside the field of view. `ratio` names two structures, of which the error of the ratio of
         their heights is averaged over images (the vertical cup-to-disc ratio).
         """
-        index = self._index(classes)
+        index = metrics.positions(self.structures, classes)
         names = [self.structures[i] for i in index]
         places = self._places(calibration)
         rows = overlaps(predictions, targets, places)
@@ -260,11 +260,11 @@ class Task:
     ) -> np.ndarray:
         """One minus the mean Dice of each image's known structures, f64[N]; NaN where none is known."""
         dice = overlaps(predictions, targets, self._places(calibration))["dice"]
-        return 1 - metrics.mean_of_defined(dice[:, self._index(classes)])
+        return 1 - metrics.mean_of_defined(dice[:, metrics.positions(self.structures, classes)])
 
     def annotated(self, targets: Mapping[str, np.ndarray], classes: Sequence[str] = ()) -> np.ndarray:
         """Which images show one of the structures, bool[N]."""
-        return (targets["area"][:, self._index(classes)] > 0).any(1)
+        return (targets["area"][:, metrics.positions(self.structures, classes)] > 0).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
         """Draws a sheet of images with the true and the predicted outlines."""
@@ -294,9 +294,6 @@ class Task:
 
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "unet")
-
-    def _index(self, classes: Sequence[str]) -> list[int]:
-        return [self.structures.index(name) for name in classes or self.structures]
 
     def _check(self, batch: Batch) -> None:
         if "masks" not in batch or batch["masks"].shape[-1] != len(self.structures):
