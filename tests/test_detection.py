@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sheets import samples_of
 
+from mediax import figures
 from mediax.annotations import box_iou
 from mediax.batch import check, pad_boxes
 from mediax.errors import InputError
@@ -274,6 +275,17 @@ def test_samples_are_drawn(tmp_path, sheets):
     task.draw_samples(tmp_path, "chest", samples, {})
     assert sorted(row for rows in sheets[0].values() for row in rows) == [0, 1, 2]
     assert (tmp_path / "samples_chest.png").stat().st_size > 1000
+
+
+def test_samples_show_the_protocols_classes_alone(tmp_path, monkeypatch):
+    task, (predictions, targets) = Task("chest/boxes", CLASSES), split(images=3)
+    samples, shown = samples_of(task, np.zeros((3, 8, 8, 1)), predictions, targets, {}), []
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.append(options))
+    for classes in ((), CLASSES[:1]):
+        task.draw_samples(tmp_path, "chest", samples._replace(classes=classes), {})
+    for of_all, of_one in ((shown[0][kind].box_labels, shown[1][kind].box_labels) for kind in ("truth", "prediction")):
+        assert (of_all > 0).any() and (of_one == 0).any()
+        np.testing.assert_array_equal(of_one, np.where(of_all == 0, 0, -1))
 
 
 def test_the_error_of_an_image_is_one_minus_f1():

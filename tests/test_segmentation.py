@@ -434,6 +434,23 @@ def test_overlays_show_nothing_outside_of_the_field_of_view(tmp_path, monkeypatc
     np.testing.assert_array_equal(shown["prediction"].masks, inside)
 
 
+def test_overlays_show_the_protocols_structures_alone(tmp_path, monkeypatch):
+    batch = make_batch(size=(16, 16))
+    batch["mask_valid"][:] = True
+    predictions, targets = evaluated(TASK, logits_of(batch, 3), batch)
+    shown = []
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.append(options))
+    calibration = TASK.calibrate(predictions, targets)
+    samples = samples_of(TASK, batch["image"], predictions, targets, calibration)
+    for classes in ((), NAMES[1:2]):
+        TASK.draw_samples(tmp_path, "test", samples._replace(classes=classes), calibration)
+    whole, one = shown
+    assert list(whole["classes"]) == list(NAMES) and list(one["classes"]) == [NAMES[1]]
+    for of_one, of_all in ((one[kind].masks, whole[kind].masks) for kind in ("truth", "prediction")):
+        assert of_one.any()
+        np.testing.assert_array_equal(of_one, of_all[..., 1:2])
+
+
 def test_messages_name_what_fits():
     for options, words in (
         ({"losses": {"dise": 1.0}}, "did you mean 'dice'"),

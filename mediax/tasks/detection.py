@@ -241,10 +241,12 @@ class Task:
         return (targets["box_valid"] & targets["boxes_known"][:, None] & np.isin(targets["box_labels"], index)).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
-        """Draws a sheet of images with the true boxes and those that were found."""
+        """Draws a sheet of images with the true boxes and those that were found, of the protocol's classes."""
         predictions, targets = samples.predictions, samples.targets
-        known = targets["box_valid"] & targets["boxes_known"][:, None]
-        shown = predictions["scores"] >= self._least_shown()
+        index = metrics.positions(self.box_classes, samples.classes)
+        known = targets["box_valid"] & targets["boxes_known"][:, None] & np.isin(targets["box_labels"], index)
+        shown = (predictions["scores"] >= self._least_shown()) & np.isin(predictions["labels"], index)
+        scored = np.isin(np.arange(len(self.box_classes)), index)
         has_masks = "structures" in predictions
         figures.samples(
             folder / f"samples_{name}.png",
@@ -253,12 +255,12 @@ class Task:
             classes=self.box_classes,
             captions=["not scored" if np.isnan(value) else f"F1 {value:.2f}" for value in 1 - samples.errors],
             truth=figures.Overlay(
-                masks=targets["masks"] > 0 if has_masks else None,
+                masks=(targets["masks"] > 0) & scored if has_masks else None,
                 boxes=targets["boxes"],
                 box_labels=np.where(known, targets["box_labels"], -1),
             ),
             prediction=figures.Overlay(
-                masks=predictions["structures"] > 0 if has_masks else None,
+                masks=(predictions["structures"] > 0) & scored if has_masks else None,
                 boxes=predictions["boxes"],
                 box_labels=np.where(shown, predictions["labels"], -1),
                 box_scores=predictions["scores"],

@@ -267,8 +267,9 @@ class Task:
         return (targets["area"][:, metrics.positions(self.structures, classes)] > 0).any(1)
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
-        """Draws a sheet of images with the true and the predicted outlines."""
+        """Draws a sheet of images with the true and the predicted outlines of the protocol's structures."""
         predictions, targets = samples.predictions, samples.targets
+        index = metrics.positions(self.structures, samples.classes)
         thresholds = np.asarray(calibration.get("thresholds", 0.5), np.float32)
         called = self._called(predictions["probabilities"], thresholds, np)
         if "field_of_view" in targets:  # nothing outside of it counts
@@ -278,10 +279,10 @@ class Task:
             folder / f"samples_{name}.png",
             samples.images,
             sections=samples.sections,
-            classes=self.structures,
+            classes=[self.structures[k] for k in index],
             captions=["no known mask" if np.isnan(value) else f"mean Dice {value:.2f}" for value in 1 - samples.errors],
-            truth=figures.Overlay(masks=(targets["masks"] > 0) & known),
-            prediction=figures.Overlay(masks=called),
+            truth=figures.Overlay(masks=((targets["masks"] > 0) & known)[..., index]),
+            prediction=figures.Overlay(masks=called[..., index]),
         )
 
     def findings(
