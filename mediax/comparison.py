@@ -515,14 +515,15 @@ def _tables(groups: Sequence[Group], out: Path, problems: list[str]) -> Iterator
         yield Paragraph(_worded(group.figures))
         yield _table(group)
         for place, row in enumerate(group.rows, start=1):
-            yield Heading(_marked(row.label, row.phantom), 3)
-            if len(ranked(row.entries)) > 1:
-                yield _differences(row)
-            yield from _curves(group, row, out, f"{number}_{place}")
+            below = [_differences(row)] if len(ranked(row.entries)) > 1 else []
+            below += _curves(group, row, out, f"{number}_{place}")
             runs = tuple(entry.scored[0].run.folder for entry in row.entries)
             if (runs, group.metric) not in learned:
                 learned.add((runs, group.metric))
-                yield from _learning(group, row, out, f"{number}_{place}", problems)
+                below += _learning(group, row, out, f"{number}_{place}", problems)
+            if below:
+                yield Heading(_marked(row.label, row.phantom), 3)
+                yield from below
 
 
 def _worded(names: Sequence[str]) -> str:

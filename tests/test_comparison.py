@@ -259,6 +259,7 @@ def test_figures_that_are_undefined_are_dashes(tmp_path):
     write_result(tmp_path / "also", nothing, settings=config("vit"))
     comparison.write([tmp_path], tmp_path / "out")
     assert rows_of(tmp_path / "out") == [["chestxray14", "0", "–", "–", "–"]]
+    assert "### chestxray14" not in (tmp_path / "out" / "report.md").read_text()  # no heading above nothing
     write_result(tmp_path / "also", [Metric("auroc/macro", 0.8, 0.7, 0.9, 5)], settings=config("vit"))
     comparison.write([tmp_path], tmp_path / "out")
     assert rows_of(tmp_path / "out") == [["chestxray14", "0; 5", "–", "–", "**0.800 (0.700 to 0.900)**"]]
