@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 from sheets import samples_of
+from skimage.metrics import structural_similarity
 from sklearn import metrics as reference
 from sklearn.mixture import GaussianMixture
 
@@ -29,6 +30,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 16, 16, 1)).astype(np.float32)
 REBUILT = RNG.random((5, 16, 16, 1)).astype(np.float32)
 LABELS = np.float32([[0], [1], [NAN], [0], [0]])
+SSIM = {"sigma": 1.0, "use_sample_covariance": False}
 LEARNED = [0, 2, 3]  # neither the anomaly nor the padding
 
 
@@ -75,6 +77,12 @@ def test_predictions_are_the_code_and_the_error_of_each_image():
     predictions = make_task().predict(outputs, make_batch())
     np.testing.assert_allclose(predictions["error"], ((REBUILT - IMAGES) ** 2).mean((1, 2, 3)), rtol=1e-5)
     assert predictions["code"].shape == (5, 6)
+    structural = make_task(score="structure", sigma=1.0).predict(outputs, make_batch())
+    expected = [
+        1 - structural_similarity(a[..., 0], b[..., 0], data_range=1.0, gaussian_weights=True, **SSIM)
+        for a, b in zip(IMAGES, REBUILT)
+    ]
+    np.testing.assert_allclose(structural["error"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
@@ -116,8 +124,9 @@ def test_anomalous_images_of_the_training_split_do_not_enter():
     assert task.calibrate(predictions, unknown) != task.calibrate(*alone)
 
 
-def test_the_error_of_the_reconstruction_as_a_score():
-    task, (predictions, targets) = make_task(score="reconstruction", quantile=0.9), split()
+@pytest.mark.parametrize("score", ["reconstruction", "structure"])
+def test_the_error_of_the_reconstruction_as_a_score(score):
+    task, (predictions, targets) = make_task(score=score, quantile=0.9), split()
     calibration = task.calibrate(predictions, targets)
     assert calibration["threshold"] == pytest.approx(np.quantile(predictions["error"].astype(float), 0.9))
     np.testing.assert_array_equal(task.scores(predictions, calibration), predictions["error"])
@@ -198,7 +207,7 @@ def test_clusters_find_the_groups_of_codes():
 
 def test_the_trivial_predictor_gives_one_score():
     training, (predictions, targets) = split(), split(rows=40, far=20)
-    for score in ("likelihood", "reconstruction"):
+    for score in ("likelihood", "reconstruction", "structure"):
         task = make_task(score=score)
         calibration = task.calibrate(*training)
         trivial = task.trivial(predictions | {"image": IMAGES}, calibration)
@@ -250,6 +259,8 @@ def test_errors_name_the_task():
         ({"criterion": "mze"}, "criterion of task 'chest/anomaly': no criterion 'mze'; did you mean 'mse'"),
         ({"covariance": "round"}, "no covariance 'round'"),
         ({"quantile": 0}, "quantile of task 'chest/anomaly' is 0"),
+        ({"sigma": 0}, "sigma of task 'chest/anomaly' is 0: expected above 0"),
+        ({"score": "structure", "sigma": 2.3}, "sigma 2.3 has windows of 17 pixels, the images have 16x16"),
         ({"components": 0}, "components and dimensions of task 'chest/anomaly' are 0 and 0"),
         ({"classes": ("a", "b")}, "expected one class, or the option clusters"),
         ({"clusters": True}, "expected two or more classes with clusters"),

@@ -20,10 +20,11 @@ from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
 from mediax.model import Build
+from mediax.operators import structural_similarity
 from mediax.samples import Samples
 
 CRITERIA = ("mse", "cross_entropy")
-SCORES = ("likelihood", "reconstruction")
+SCORES = ("likelihood", "reconstruction", "structure")
 COVARIANCES = ("full", "diag")
 PER_CLASS = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity")
 FOLDS = 10
@@ -37,10 +38,12 @@ class Task:
     The dataset's only class is the anomaly; with `clusters`, its exclusive `classes` are what the groups are compared
     with. `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` that gives a code and an image, with its
     options, `size` of the images among them. `criterion` of the reconstruction is "mse", or "cross_entropy" with pixels
-    as probabilities. `score` is the negative log-likelihood of the code ("likelihood") or the mean squared error of
-    the image ("reconstruction"). The mixture has `components` with "full" or "diag" `covariance`, on the first
-    `dimensions` principal components of the code, whitened (0: on the code itself, which takes many images).
-    `quantile` of the training images is scored as normal. `seed` is that of the mixture.
+    as probabilities. `score` is the negative log-likelihood of the code ("likelihood"), the mean squared error of the
+    image ("reconstruction"), or one minus the structural similarity of image and reconstruction in Gaussian windows of
+    standard deviation `sigma` pixels ("structure", Bergmann et al. 2018), which exposure hardly moves. The
+    mixture has `components` with "full" or "diag" `covariance`, on the first `dimensions` principal components of the
+    code, whitened (0: on the code itself, which takes many images). `quantile` of the training images is scored as
+    normal. `seed` is that of the mixture.
     Raises InputError for options that do not fit.
     """
 
@@ -49,6 +52,7 @@ class Task:
     head: Mapping[str, Any]
     criterion: str = "mse"
     score: str = "likelihood"
+    sigma: float = 1.5
     components: int = 1
     covariance: str = "full"
     dimensions: int = 0
@@ -68,6 +72,8 @@ class Task:
                 f"config fields components and dimensions of task {self.name!r} are {self.components} and "
                 f"{self.dimensions}: expected at least 1 and 0"
             )
+        if not self.sigma > 0:
+            raise InputError(f"config field sigma of task {self.name!r} is {self.sigma}: expected above 0 (pixels)")
         if not 0 < self.quantile <= 1:
             raise InputError(f"config field quantile of task {self.name!r} is {self.quantile}: expected above 0 to 1")
         if self.clusters != (len(self.classes) > 1):
@@ -81,6 +87,8 @@ class Task:
                 f"config field head of task {self.name!r} lacks size: expected (height, width) of the images, as in "
                 "{'name': 'autoencoder', 'size': (64, 64)}"
             )
+        if self.score == "structure":
+            structural_similarity.check_window(self.sigma, *options["size"])
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
@@ -111,9 +119,16 @@ class Task:
         return loss, {"loss": loss}
 
     def predict(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """Gives the `code` f32[B,D], the mean squared `error` f32[B] of the reconstruction, and that `image`."""
-        error = ((outputs["image"] - batch["image"]) ** 2).mean((1, 2, 3))
-        return {"code": outputs["code"], "error": error, "image": outputs["image"]}
+        """Gives the `code` f32[B,D], the `error` f32[B] of the reconstruction as `score` measures it, and the `image`.
+
+        The error is the mean squared one, or one minus the structural similarity.
+        """
+        image, rebuilt = batch["image"], outputs["image"]
+        if self.score == "structure":
+            error = 1 - structural_similarity.similarity(image, rebuilt, sigma=self.sigma)
+        else:
+            error = ((rebuilt - image) ** 2).mean((1, 2, 3))
+        return {"code": outputs["code"], "error": error, "image": rebuilt}
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
         """Picks from the batch what `metrics` compares the predictions with."""
@@ -143,7 +158,7 @@ class Task:
             )
         calibration = self._fit(code) | {"mean_code": code.mean(axis=0).tolist(), "mean_error": float(error.mean())}
         if not self.clusters:
-            scores = error if self.score == "reconstruction" else self._unseen_scores(code)
+            scores = self._unseen_scores(code) if self.score == "likelihood" else error
             calibration["threshold"] = float(np.quantile(scores, self.quantile))
         return calibration
 
@@ -182,9 +197,9 @@ class Task:
 
     def scores(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
         """How unlike the training images each image is, f64[N]; from `calibration["threshold"]` on an anomaly."""
-        if self.score == "reconstruction":
-            return predictions["error"].astype(np.float64)
-        return -np.logaddexp.reduce(component_log_densities(predictions["code"], calibration), axis=1)
+        if self.score == "likelihood":
+            return -np.logaddexp.reduce(component_log_densities(predictions["code"], calibration), axis=1)
+        return predictions["error"].astype(np.float64)
 
     def assign(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
         """The most likely component of the mixture for each image, i[N]."""

@@ -1,0 +1,60 @@
+"""Structural similarity (SSIM) of images, Wang et al., IEEE TIP 13(4), 2004: luminance, contrast and structure."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mediax.errors import InputError
+
+TRUNCATE = 3.5  # standard deviations, where the window ends
+K1, K2 = 0.01, 0.03
+
+
+def window(sigma: float) -> jax.Array:
+    """The Gaussian weights f32[2r+1] of a window along one axis, of standard deviation `sigma` in pixels."""
+    radius = _radius(sigma)
+    weights = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1, dtype=jnp.float32) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def check_window(sigma: float, height: int, width: int) -> None:
+    """Raises InputError if the window is larger than images of `height` and `width` pixels."""
+    side = 2 * _radius(sigma) + 1
+    if min(height, width) < side:
+        largest = (min(height, width) // 2) / TRUNCATE
+        raise InputError(
+            f"structural similarity with sigma {sigma:g} has windows of {side} pixels, the images have "
+            f"{height}x{width}: choose a sigma of about {largest:.2g} or less"
+        )
+
+
+def similarity(first: jax.Array, second: jax.Array, *, sigma: float = 1.5) -> jax.Array:
+    """The mean SSIM f32[B] of images f[B,H,W,C] in [0,1], over channels and all windows that lie inside the image.
+
+    Differences of brightness and contrast count little against those of shape. `sigma` in pixels sets the size of what
+    is compared. It takes five filtered copies of the images. Follows scikit-image's `structural_similarity` with
+    `gaussian_weights` and population covariances. Raises InputError for images smaller than a window.
+    """
+    check_window(sigma, *first.shape[1:3])
+    weights = window(sigma)
+    x, y = first.astype(jnp.float32), second.astype(jnp.float32)
+    x_mean, y_mean, xx, yy, xy = (_filtered(array, weights) for array in (x, y, x * x, y * y, x * y))
+    x_variance, y_variance, covariance = xx - x_mean**2, yy - y_mean**2, xy - x_mean * y_mean
+    luminance = (2 * x_mean * y_mean + K1**2) / (x_mean**2 + y_mean**2 + K1**2)
+    structure = (2 * covariance + K2**2) / (x_variance + y_variance + K2**2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def _filtered(image: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted means over the windows inside of f32[B,H,W,C]."""
+    batch, height, width, channels = image.shape
+    planes = jnp.moveaxis(image, 3, 1).reshape(batch * channels, height, width, 1)
+    for kernel in (weights[:, None, None, None], weights[None, :, None, None]):
+        planes = lax.conv_general_dilated(planes, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.moveaxis(planes.reshape(batch, channels, *planes.shape[1:3]), 1, 3)
+
+
+def _radius(sigma: float) -> int:
+    return int(TRUNCATE * sigma + 0.5)
