@@ -30,7 +30,6 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 16, 16, 1)).astype(np.float32)
 REBUILT = RNG.random((5, 16, 16, 1)).astype(np.float32)
 LABELS = np.float32([[0], [1], [NAN], [0], [0]])
-SSIM = {"sigma": 1.0, "use_sample_covariance": False}
 LEARNED = [0, 2, 3]  # neither the anomaly nor the padding
 
 
@@ -77,12 +76,40 @@ def test_predictions_are_the_code_and_the_error_of_each_image():
     predictions = make_task().predict(outputs, make_batch())
     np.testing.assert_allclose(predictions["error"], ((REBUILT - IMAGES) ** 2).mean((1, 2, 3)), rtol=1e-5)
     assert predictions["code"].shape == (5, 6)
-    structural = make_task(score="structure", sigma=1.0).predict(outputs, make_batch())
-    expected = [
-        1 - structural_similarity(a[..., 0], b[..., 0], data_range=1.0, gaussian_weights=True, **SSIM)
-        for a, b in zip(IMAGES, REBUILT)
-    ]
-    np.testing.assert_allclose(structural["error"], expected, rtol=1e-4)
+    assert "structure" not in predictions
+
+
+def test_the_structure_is_what_the_images_lack_in_similarity_cell_by_cell():
+    outputs = {"code": jnp.ones((5, 6)), "image": jnp.asarray(REBUILT)}
+    structure = make_task(features="structure", sigma=1.0, grid=2).predict(outputs, make_batch())["structure"]
+    for found, image, rebuilt in zip(structure, IMAGES[..., 0], REBUILT[..., 0]):
+        options = {"gaussian_weights": True, "sigma": 1.0, "use_sample_covariance": False, "data_range": 1.0}
+        whole = structural_similarity(image, rebuilt, full=True, **options)[1][4:-4, 4:-4]  # windows inside the image
+        cells = [1 - whole[y : y + 4, x : x + 4].mean() for y in (0, 4) for x in (0, 4)]
+        np.testing.assert_allclose(found, cells, atol=1e-4)
+
+
+def test_the_mixture_models_the_features_that_it_is_told_to():
+    rng = np.random.default_rng(0)
+    normal, unlike = rng.normal(0.1, 0.01, (200, 4)), rng.normal((0.1, 0.2, 0.1, 0.1), 0.01, (20, 4))
+    predictions = predictions_of(rng.normal(size=(220, 6))) | {
+        "structure": np.float32(np.concatenate([normal, unlike]))
+    }
+    targets = {"labels": np.float32([[0]] * 200 + [[1]] * 20)}
+    found = {}
+    for features in ("code", "structure"):
+        task = make_task(features=features, sigma=1.0, grid=2)
+        calibration = json.loads(json.dumps(task.calibrate(predictions, targets)))
+        found[features] = {
+            m.name: m.value for m in task.metrics(predictions, targets, calibration=calibration, resamples=0)
+        }
+        trivial = task.trivial(predictions, calibration)
+        assert trivial[features].shape == predictions[features].shape
+        assert len(set(task.scores(trivial, calibration))) == 1
+        called = task.findings(predictions, calibration, 219, (16, 16)).decisions["Anomaly"]
+        assert called or features == "code"
+    assert found["structure"]["auroc"] == 1 and found["structure"]["sensitivity"] == 1
+    assert found["code"]["auroc"] < 0.8
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
@@ -124,9 +151,8 @@ def test_anomalous_images_of_the_training_split_do_not_enter():
     assert task.calibrate(predictions, unknown) != task.calibrate(*alone)
 
 
-@pytest.mark.parametrize("score", ["reconstruction", "structure"])
-def test_the_error_of_the_reconstruction_as_a_score(score):
-    task, (predictions, targets) = make_task(score=score, quantile=0.9), split()
+def test_the_error_of_the_reconstruction_as_a_score():
+    task, (predictions, targets) = make_task(score="reconstruction", quantile=0.9), split()
     calibration = task.calibrate(predictions, targets)
     assert calibration["threshold"] == pytest.approx(np.quantile(predictions["error"].astype(float), 0.9))
     np.testing.assert_array_equal(task.scores(predictions, calibration), predictions["error"])
@@ -207,7 +233,7 @@ def test_clusters_find_the_groups_of_codes():
 
 def test_the_trivial_predictor_gives_one_score():
     training, (predictions, targets) = split(), split(rows=40, far=20)
-    for score in ("likelihood", "reconstruction", "structure"):
+    for score in ("likelihood", "reconstruction"):
         task = make_task(score=score)
         calibration = task.calibrate(*training)
         trivial = task.trivial(predictions | {"image": IMAGES}, calibration)
@@ -259,8 +285,9 @@ def test_errors_name_the_task():
         ({"criterion": "mze"}, "criterion of task 'chest/anomaly': no criterion 'mze'; did you mean 'mse'"),
         ({"covariance": "round"}, "no covariance 'round'"),
         ({"quantile": 0}, "quantile of task 'chest/anomaly' is 0"),
-        ({"sigma": 0}, "sigma of task 'chest/anomaly' is 0: expected above 0"),
-        ({"score": "structure", "sigma": 2.3}, "sigma 2.3 has windows of 17 pixels, the images have 16x16"),
+        ({"sigma": 0}, "fields sigma and grid of task 'chest/anomaly' are 0 and 5: expected above 0"),
+        ({"features": "cods"}, "no features 'cods'; did you mean 'code'"),
+        ({"features": "structure", "sigma": 2.3}, "windows of 17 pixels and a grid of 5x5"),
         ({"components": 0}, "components and dimensions of task 'chest/anomaly' are 0 and 0"),
         ({"classes": ("a", "b")}, "expected one class, or the option clusters"),
         ({"clusters": True}, "expected two or more classes with clusters"),
@@ -273,7 +300,7 @@ def test_errors_name_the_task():
     # Nine tenths of the images have to span the directions, and two more.
     with pytest.raises(InputError, match="19 images to fit the mixture to, expected at least 20"):
         make_task(dimensions=16).calibrate(*split(rows=19))
-    with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: the code has 6"):
+    with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: there are 6 features"):
         make_task(dimensions=9).calibrate(*split())
     with pytest.raises(InputError, match="the batch has no labels"):
         make_task().count({"valid": np.ones(2, bool)})

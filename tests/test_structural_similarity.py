@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from mediax.errors import InputError
-from mediax.operators.structural_similarity import similarity
+from mediax.operators.structural_similarity import check_window, grid_means, similarity
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.random((2, 30, 41, 3)).astype(np.float32)
@@ -30,22 +30,32 @@ def test_it_is_scikit_images(pair, sigma):
         structural_similarity(x.astype(float), y.astype(float), channel_axis=2, **options)
         for x, y in zip(first, second)
     ]
-    np.testing.assert_allclose(
-        jax.jit(similarity, static_argnames="sigma")(first, second, sigma=sigma), expected, atol=1e-4
-    )
+    found = jax.jit(similarity, static_argnames="sigma")(first, second, sigma=sigma)
+    np.testing.assert_allclose(found.mean((1, 2, 3)), expected, atol=1e-4)
 
 
 def test_equal_images_have_one_and_the_gradient_is_that_of_differences():
     first, second = (jnp.asarray(array[:1, :12, :12, :1]) for array in PAIRS["random"])
-    assert similarity(first, first) == pytest.approx(1, abs=1e-5)
-    gradient, step = jax.grad(lambda y: similarity(first, y)[0])(second), 1e-2
+    np.testing.assert_allclose(similarity(first, first), 1, atol=1e-5)
+    gradient, step = jax.grad(lambda y: similarity(first, y).mean())(second), 1e-2
     for place in ((0, 3, 4, 0), (0, 6, 6, 0), (0, 0, 0, 0)):
         moved = jnp.zeros_like(second).at[place].set(step)
-        numeric = float(similarity(first, second + moved)[0] - similarity(first, second - moved)[0]) / (2 * step)
+        numeric = float((similarity(first, second + moved) - similarity(first, second - moved)).mean()) / (2 * step)
         assert float(gradient[place]) == pytest.approx(numeric, abs=2e-4)
 
 
 def test_images_smaller_than_a_window_are_refused():
-    with pytest.raises(InputError, match=r"windows of 43 pixels, the images have 30x41: choose a sigma of about 4.3"):
+    with pytest.raises(InputError, match=r"sigma 6 has windows of 43 pixels .* images of 30x41 pixels are too small"):
         similarity(*PAIRS["random"], sigma=6.0)
-    similarity(*PAIRS["random"], sigma=4.0)
+    assert similarity(*PAIRS["random"], sigma=4.0).shape == (2, 2, 13, 3)
+    check_window(4.0, 30, 41, cells=2)
+    with pytest.raises(InputError, match="a grid of 3x3"):
+        check_window(4.0, 30, 41, cells=3)
+
+
+def test_cells_of_a_grid_share_the_image():
+    means = grid_means(jnp.asarray(FIRST), 3)
+    assert means.shape == (2, 9)
+    np.testing.assert_allclose(means[:, 0], FIRST[:, :10, :14].mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(means[:, 5], FIRST[:, 10:20, 28:].mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(grid_means(jnp.asarray(FIRST), 1)[:, 0], FIRST.mean((1, 2, 3)), rtol=1e-5)

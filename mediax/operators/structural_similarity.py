@@ -19,19 +19,18 @@ def window(sigma: float) -> jax.Array:
     return weights / weights.sum()
 
 
-def check_window(sigma: float, height: int, width: int) -> None:
-    """Raises InputError if the window is larger than images of `height` and `width` pixels."""
-    side = 2 * _radius(sigma) + 1
-    if min(height, width) < side:
-        largest = (min(height, width) // 2) / TRUNCATE
+def check_window(sigma: float, height: int, width: int, cells: int = 1) -> None:
+    """Raises InputError if the windows in images of `height` and `width` pixels are too few for a grid of `cells`."""
+    side, shorter = 2 * _radius(sigma) + 1, min(height, width)
+    if shorter < side + cells - 1:
         raise InputError(
-            f"structural similarity with sigma {sigma:g} has windows of {side} pixels, the images have "
-            f"{height}x{width}: choose a sigma of about {largest:.2g} or less"
+            f"structural similarity with sigma {sigma:g} has windows of {side} pixels and a grid of {cells}x{cells}: "
+            f"images of {height}x{width} pixels are too small. Choose a smaller sigma or grid"
         )
 
 
 def similarity(first: jax.Array, second: jax.Array, *, sigma: float = 1.5) -> jax.Array:
-    """The mean SSIM f32[B] of images f[B,H,W,C] in [0,1], over channels and all windows that lie inside the image.
+    """The SSIM f32[B,h,w,C] of images f[B,H,W,C] in [0,1], for every window that lies inside the image.
 
     Differences of brightness and contrast count little against those of shape. `sigma` in pixels sets the size of what
     is compared. It takes five filtered copies of the images. Follows scikit-image's `structural_similarity` with
@@ -44,7 +43,22 @@ def similarity(first: jax.Array, second: jax.Array, *, sigma: float = 1.5) -> ja
     x_variance, y_variance, covariance = xx - x_mean**2, yy - y_mean**2, xy - x_mean * y_mean
     luminance = (2 * x_mean * y_mean + K1**2) / (x_mean**2 + y_mean**2 + K1**2)
     structure = (2 * covariance + K2**2) / (x_variance + y_variance + K2**2)
-    return (luminance * structure).mean((1, 2, 3))
+    return luminance * structure
+
+
+def grid_means(image: jax.Array, cells: int) -> jax.Array:
+    """The means f32[B,cells*cells] of f[B,H,W,C] over channels and the cells of a grid, row by row.
+
+    Cells differ by a pixel in size where `cells` does not divide the image's. `cells` is at most H and W.
+    """
+
+    def shares(length: int) -> jax.Array:
+        inside = (jnp.arange(length) * cells // length == jnp.arange(cells)[:, None]).astype(jnp.float32)
+        return inside / inside.sum(1, keepdims=True)
+
+    _, height, width, _ = image.shape
+    means = jnp.einsum("gh,bhw,kw->bgk", shares(height), image.mean(3), shares(width), precision="highest")
+    return means.reshape(len(image), cells * cells)
 
 
 def _filtered(image: jax.Array, weights: jax.Array) -> jax.Array:

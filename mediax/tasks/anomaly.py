@@ -1,7 +1,7 @@
-"""Anomaly detection and clustering by an autoencoder, whose code a mixture of Gaussians models.
+"""Anomaly detection and clustering by an autoencoder, with a mixture of Gaussians on what it makes of an image.
 
 The network learns to reconstruct images; labels take no part but that anomalous images are left out. The mixture is
-fitted to the codes of the calibrating split, which is to be the training split (`calibrate_on` of the evaluations).
+fitted to the calibrating split, which is to be the training split (`calibrate_on` of the evaluations).
 """
 
 import math
@@ -24,7 +24,8 @@ from mediax.operators import structural_similarity
 from mediax.samples import Samples
 
 CRITERIA = ("mse", "cross_entropy")
-SCORES = ("likelihood", "reconstruction", "structure")
+SCORES = ("likelihood", "reconstruction")
+FEATURES = ("code", "structure")
 COVARIANCES = ("full", "diag")
 PER_CLASS = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity")
 FOLDS = 10
@@ -38,12 +39,13 @@ class Task:
     The dataset's only class is the anomaly; with `clusters`, its exclusive `classes` are what the groups are compared
     with. `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` that gives a code and an image, with its
     options, `size` of the images among them. `criterion` of the reconstruction is "mse", or "cross_entropy" with pixels
-    as probabilities. `score` is the negative log-likelihood of the code ("likelihood"), the mean squared error of the
-    image ("reconstruction"), or one minus the structural similarity of image and reconstruction in Gaussian windows of
-    standard deviation `sigma` pixels ("structure", Bergmann et al. 2018), which exposure hardly moves. The
-    mixture has `components` with "full" or "diag" `covariance`, on the first `dimensions` principal components of the
-    code, whitened (0: on the code itself, which takes many images). `quantile` of the training images is scored as
-    normal. `seed` is that of the mixture.
+    as probabilities. `score` is the negative log-likelihood ("likelihood") or the mean squared error of the image
+    ("reconstruction"). The mixture models the `features`: the "code", or the "structure", in which image and
+    reconstruction differ: one minus their structural similarity (Bergmann et al. 2018) in the cells of a `grid` x
+    `grid`, which exposure hardly moves; its windows have the standard deviation `sigma` pixels. The mixture has
+    `components` with "full" or "diag" `covariance`, on the first `dimensions` principal components of the features,
+    whitened (0: on the features themselves; a code of many takes many images). `quantile` of the training images is
+    scored as normal. `seed` is that of the mixture.
     Raises InputError for options that do not fit.
     """
 
@@ -52,6 +54,8 @@ class Task:
     head: Mapping[str, Any]
     criterion: str = "mse"
     score: str = "likelihood"
+    features: str = "code"
+    grid: int = 5
     sigma: float = 1.5
     components: int = 1
     covariance: str = "full"
@@ -62,7 +66,12 @@ class Task:
     remat: bool = False  # whether the head recomputes in the backward pass what it need not store
 
     def __post_init__(self):
-        for option, valid in (("criterion", CRITERIA), ("score", SCORES), ("covariance", COVARIANCES)):
+        for option, valid in (
+            ("criterion", CRITERIA),
+            ("score", SCORES),
+            ("features", FEATURES),
+            ("covariance", COVARIANCES),
+        ):
             value = getattr(self, option)
             if value not in valid:
                 hint = catalog.suggestion(value, valid)
@@ -72,8 +81,11 @@ class Task:
                 f"config fields components and dimensions of task {self.name!r} are {self.components} and "
                 f"{self.dimensions}: expected at least 1 and 0"
             )
-        if not self.sigma > 0:
-            raise InputError(f"config field sigma of task {self.name!r} is {self.sigma}: expected above 0 (pixels)")
+        if self.sigma <= 0 or self.grid < 1:
+            raise InputError(
+                f"config fields sigma and grid of task {self.name!r} are {self.sigma} and {self.grid}: expected above "
+                "0 pixels and at least 1 cell"
+            )
         if not 0 < self.quantile <= 1:
             raise InputError(f"config field quantile of task {self.name!r} is {self.quantile}: expected above 0 to 1")
         if self.clusters != (len(self.classes) > 1):
@@ -87,8 +99,8 @@ class Task:
                 f"config field head of task {self.name!r} lacks size: expected (height, width) of the images, as in "
                 "{'name': 'autoencoder', 'size': (64, 64)}"
             )
-        if self.score == "structure":
-            structural_similarity.check_window(self.sigma, *options["size"])
+        if self.features == "structure":
+            structural_similarity.check_window(self.sigma, *options["size"], self.grid)
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
@@ -119,16 +131,17 @@ class Task:
         return loss, {"loss": loss}
 
     def predict(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-        """Gives the `code` f32[B,D], the `error` f32[B] of the reconstruction as `score` measures it, and the `image`.
+        """Gives the `code` f32[B,D], the mean squared `error` f32[B] of the reconstruction, and that `image`.
 
-        The error is the mean squared one, or one minus the structural similarity.
+        With the features "structure" these are there as well, f32[B,grid*grid], in [0,2].
         """
         image, rebuilt = batch["image"], outputs["image"]
-        if self.score == "structure":
-            error = 1 - structural_similarity.similarity(image, rebuilt, sigma=self.sigma)
-        else:
-            error = ((rebuilt - image) ** 2).mean((1, 2, 3))
-        return {"code": outputs["code"], "error": error, "image": rebuilt}
+        error = ((rebuilt - image) ** 2).mean((1, 2, 3))
+        predictions = {"code": outputs["code"], "error": error, "image": rebuilt}
+        if self.features == "structure":
+            similarity = structural_similarity.similarity(image, rebuilt, sigma=self.sigma)
+            predictions["structure"] = structural_similarity.grid_means(1 - similarity, self.grid)
+        return predictions
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
         """Picks from the batch what `metrics` compares the predictions with."""
@@ -145,26 +158,27 @@ class Task:
 
         Images labelled as anomalous are left out; clusters know no labels.
         """
-        code, error = predictions["code"].astype(np.float64), predictions["error"].astype(np.float64)
+        features, error = predictions[self.features].astype(np.float64), predictions["error"].astype(np.float64)
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
-            code, error = code[normal], error[normal]
+            features, error = features[normal], error[normal]
         # A spread in each direction takes two images more than directions, and each fold leaves some out.
         fewest = max(FOLDS, 2 * self.components, math.ceil((self.dimensions + 2) * FOLDS / (FOLDS - 1)))
-        if len(code) < fewest:
+        if len(features) < fewest:
             raise InputError(
-                f"task {self.name!r}: {len(code)} images to fit the mixture to, expected at least {fewest}: choose the "
-                "training split for calibrate_on, or fewer components and dimensions"
+                f"task {self.name!r}: {len(features)} images to fit the mixture to, expected at least {fewest}: choose "
+                "the training split for calibrate_on, or fewer components and dimensions"
             )
-        calibration = self._fit(code) | {"mean_code": code.mean(axis=0).tolist(), "mean_error": float(error.mean())}
+        calibration = self._fit(features)
+        calibration |= {"mean_features": features.mean(axis=0).tolist(), "mean_error": float(error.mean())}
         if not self.clusters:
-            scores = self._unseen_scores(code) if self.score == "likelihood" else error
+            scores = self._unseen_scores(features) if self.score == "likelihood" else error
             calibration["threshold"] = float(np.quantile(scores, self.quantile))
         return calibration
 
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Gives every image the mean code and the mean error of the calibrating split: one score, one cluster."""
-        constants = {"code": calibration["mean_code"], "error": calibration["mean_error"]}
+        """Gives every image the mean features and the mean error of the calibrating split: one score, one cluster."""
+        constants = {self.features: calibration["mean_features"], "error": calibration["mean_error"]}
         return {
             name: np.broadcast_to(np.asarray(value, np.float32), predictions[name].shape)
             for name, value in constants.items()
@@ -198,12 +212,12 @@ class Task:
     def scores(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
         """How unlike the training images each image is, f64[N]; from `calibration["threshold"]` on an anomaly."""
         if self.score == "likelihood":
-            return -np.logaddexp.reduce(component_log_densities(predictions["code"], calibration), axis=1)
+            return -np.logaddexp.reduce(component_log_densities(predictions[self.features], calibration), axis=1)
         return predictions["error"].astype(np.float64)
 
     def assign(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> np.ndarray:
         """The most likely component of the mixture for each image, i[N]."""
-        return component_log_densities(predictions["code"], calibration).argmax(axis=1)
+        return component_log_densities(predictions[self.features], calibration).argmax(axis=1)
 
     def draw(
         self,
@@ -283,7 +297,7 @@ class Task:
         self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any], row: int, size: tuple[int, int]
     ) -> Findings:
         """Says of image `row` how unlike the training images it is and whether to call that; or its cluster, from 1."""
-        one = {name: predictions[name][row : row + 1] for name in ("code", "error")}
+        one = {name: predictions[name][row : row + 1] for name in (self.features, "error")}
         if self.clusters:
             return Findings(scores={"cluster": float(self.assign(one, calibration)[0] + 1)})
         score = float(self.scores(one, calibration)[0])
@@ -301,52 +315,53 @@ class Task:
             )
         return batch["valid"] if self.clusters else batch["valid"] & (batch["labels"][:, 0] != 1)
 
-    def _fit(self, code: np.ndarray) -> dict[str, Any]:
-        """Fits the projection and the mixture to codes f64[N,D]: plain lists, which `component_log_densities` reads."""
+    def _fit(self, features: np.ndarray) -> dict[str, Any]:
+        """Fits the projection and the mixture to features f64[N,D]: lists, which `component_log_densities` reads."""
         from sklearn.decomposition import PCA
         from sklearn.mixture import GaussianMixture
 
         fitted: dict[str, Any] = {}
         if self.dimensions:
-            if self.dimensions > code.shape[1]:
+            if self.dimensions > features.shape[1]:
                 raise InputError(
-                    f"config field dimensions of task {self.name!r} is {self.dimensions}: the code has {code.shape[1]}"
+                    f"config field dimensions of task {self.name!r} is {self.dimensions}: there are "
+                    f"{features.shape[1]} features"
                 )
-            pca = PCA(self.dimensions, svd_solver="full").fit(code)
+            pca = PCA(self.dimensions, svd_solver="full").fit(features)
             directions = pca.components_ / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))[:, None]
             fitted["projection"] = {"mean": pca.mean_.tolist(), "directions": directions.tolist()}
-            code = (code - pca.mean_) @ directions.T
+            features = (features - pca.mean_) @ directions.T
         mixture = GaussianMixture(
             self.components, covariance_type=self.covariance, n_init=RESTARTS, random_state=self.seed
-        ).fit(code)
+        ).fit(features)
         return fitted | {
             "weights": mixture.weights_.tolist(),
             "means": mixture.means_.tolist(),
             "covariances": mixture.covariances_.tolist(),
         }
 
-    def _unseen_scores(self, code: np.ndarray) -> np.ndarray:
-        """The score of each code under a mixture of the others: those that it was fitted to look too likely."""
+    def _unseen_scores(self, features: np.ndarray) -> np.ndarray:
+        """The score of each image under a mixture of the others: those that it was fitted to look too likely."""
         from sklearn.model_selection import KFold
 
-        scores = np.empty(len(code))
-        for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(code):
-            scores[unseen] = self.scores({"code": code[unseen]}, self._fit(code[seen]))
+        scores = np.empty(len(features))
+        for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(features):
+            scores[unseen] = self.scores({self.features: features[unseen]}, self._fit(features[seen]))
         return scores
 
 
-def component_log_densities(code: np.ndarray, mixture: Mapping[str, Any]) -> np.ndarray:
-    """The logarithms of weight times density of each component at codes f[N,D] -> f64[N,M]."""
+def component_log_densities(features: np.ndarray, mixture: Mapping[str, Any]) -> np.ndarray:
+    """The logarithms of weight times density of each component at features f[N,D] -> f64[N,M]."""
     from scipy.stats import multivariate_normal
 
-    code = np.asarray(code, np.float64)
+    features = np.asarray(features, np.float64)
     if "projection" in mixture:
         projection = mixture["projection"]
-        code = (code - np.asarray(projection["mean"])) @ np.asarray(projection["directions"]).T
+        features = (features - np.asarray(projection["mean"])) @ np.asarray(projection["directions"]).T
     parameters = zip(mixture["weights"], mixture["means"], mixture["covariances"])
     # A vector of variances is scipy's word for a diagonal covariance as well.
     densities = [
-        np.log(weight) + np.atleast_1d(multivariate_normal.logpdf(code, mean, covariance, allow_singular=True))
+        np.log(weight) + np.atleast_1d(multivariate_normal.logpdf(features, mean, covariance, allow_singular=True))
         for weight, mean, covariance in parameters
     ]
     return np.stack(densities, axis=1)
