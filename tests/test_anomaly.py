@@ -76,13 +76,15 @@ def test_predictions_are_the_code_and_the_error_of_each_image():
     predictions = make_task().predict(outputs, make_batch())
     np.testing.assert_allclose(predictions["error"], ((REBUILT - IMAGES) ** 2).mean((1, 2, 3)), rtol=1e-5)
     assert predictions["code"].shape == (5, 6)
-    assert "structure" not in predictions
+    assert "dissimilarity" not in predictions
 
 
-def test_the_structure_is_what_the_images_lack_in_similarity_cell_by_cell():
+def test_dissimilarity_is_what_the_images_lack_in_similarity_cell_by_cell():
     outputs = {"code": jnp.ones((5, 6)), "image": jnp.asarray(REBUILT)}
-    structure = make_task(features="structure", sigma=1.0, grid=2).predict(outputs, make_batch())["structure"]
-    for found, image, rebuilt in zip(structure, IMAGES[..., 0], REBUILT[..., 0]):
+    dissimilarity = make_task(features="dissimilarity", sigma=1.0, grid=2).predict(outputs, make_batch())[
+        "dissimilarity"
+    ]
+    for found, image, rebuilt in zip(dissimilarity, IMAGES[..., 0], REBUILT[..., 0]):
         options = {"gaussian_weights": True, "sigma": 1.0, "use_sample_covariance": False, "data_range": 1.0}
         whole = structural_similarity(image, rebuilt, full=True, **options)[1][4:-4, 4:-4]  # windows inside the image
         cells = [1 - whole[y : y + 4, x : x + 4].mean() for y in (0, 4) for x in (0, 4)]
@@ -93,11 +95,11 @@ def test_the_mixture_models_the_features_that_it_is_told_to():
     rng = np.random.default_rng(0)
     normal, unlike = rng.normal(0.1, 0.01, (200, 4)), rng.normal((0.1, 0.2, 0.1, 0.1), 0.01, (20, 4))
     predictions = predictions_of(rng.normal(size=(220, 6))) | {
-        "structure": np.float32(np.concatenate([normal, unlike]))
+        "dissimilarity": np.float32(np.concatenate([normal, unlike]))
     }
     targets = {"labels": np.float32([[0]] * 200 + [[1]] * 20)}
     found = {}
-    for features in ("code", "structure"):
+    for features in ("code", "dissimilarity"):
         task = make_task(features=features, sigma=1.0, grid=2)
         calibration = json.loads(json.dumps(task.calibrate(predictions, targets)))
         found[features] = {
@@ -108,7 +110,7 @@ def test_the_mixture_models_the_features_that_it_is_told_to():
         assert len(set(task.scores(trivial, calibration))) == 1
         called = task.findings(predictions, calibration, 219, (16, 16)).decisions["Anomaly"]
         assert called or features == "code"
-    assert found["structure"]["auroc"] == 1 and found["structure"]["sensitivity"] == 1
+    assert found["dissimilarity"]["auroc"] == 1 and found["dissimilarity"]["sensitivity"] == 1
     assert found["code"]["auroc"] < 0.8
 
 
@@ -285,9 +287,16 @@ def test_errors_name_the_task():
         ({"criterion": "mze"}, "criterion of task 'chest/anomaly': no criterion 'mze'; did you mean 'mse'"),
         ({"covariance": "round"}, "no covariance 'round'"),
         ({"quantile": 0}, "quantile of task 'chest/anomaly' is 0"),
-        ({"sigma": 0}, "fields sigma and grid of task 'chest/anomaly' are 0 and 5: expected above 0"),
+        ({"sigma": 0}, "grid and sigma of task 'chest/anomaly' are 5 and 0: expected"),
+        ({"sigma": NAN}, "are 5 and nan: expected"),
+        ({"grid": 2.5}, "are 2.5 and 1.5: expected a whole number of cells"),
+        ({"dimensions": 2.0}, "are 1 and 2.0: expected whole numbers"),
         ({"features": "cods"}, "no features 'cods'; did you mean 'code'"),
-        ({"features": "structure", "sigma": 2.3}, "windows of 17 pixels and a grid of 5x5"),
+        (
+            {"features": "dissimilarity", "sigma": 2.3},
+            "grid and sigma of task 'chest/anomaly': .* of 17 pixels and a grid",
+        ),
+        ({"features": "dissimilarity", "dimensions": 26}, "task 'chest/anomaly' is 26: the grid has 25 cells"),
         ({"components": 0}, "components and dimensions of task 'chest/anomaly' are 0 and 0"),
         ({"classes": ("a", "b")}, "expected one class, or the option clusters"),
         ({"clusters": True}, "expected two or more classes with clusters"),
@@ -300,6 +309,10 @@ def test_errors_name_the_task():
     # Nine tenths of the images have to span the directions, and two more.
     with pytest.raises(InputError, match="19 images to fit the mixture to, expected at least 20"):
         make_task(dimensions=16).calibrate(*split(rows=19))
+    few = predictions_of(np.zeros((29, 6))) | {"dissimilarity": np.float32(RNG.random((29, 25)))}
+    with pytest.raises(InputError, match="29 images to fit the mixture to, expected at least 30"):
+        make_task(features="dissimilarity").calibrate(few, {"labels": np.zeros((29, 1))})
+    make_task(features="dissimilarity", covariance="diag").calibrate(few, {"labels": np.zeros((29, 1))})
     with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: there are 6 features"):
         make_task(dimensions=9).calibrate(*split())
     with pytest.raises(InputError, match="the batch has no labels"):

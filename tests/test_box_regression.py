@@ -8,6 +8,7 @@ from flax import nnx
 from PIL import Image
 from sheets import samples_of
 
+from mediax import figures
 from mediax.annotations import box_iou, boxes_to_fractions, masks_to_boxes
 from mediax.errors import InputError
 from mediax.tasks.box_regression import Task
@@ -169,6 +170,16 @@ def test_head_pictures_and_findings(tmp_path, sheets):
     found = TASK.findings(predictions, {}, 2, (12, 9))
     assert [box.label for box in found.boxes] == list(NAMES) and found.boxes[1].called
     assert found.boxes[1].corners == pytest.approx(tuple(predictions["boxes"][2, 1]))
+
+
+def test_samples_show_the_protocols_classes_alone(tmp_path, monkeypatch):
+    targets, predictions = {"boxes": true_boxes(make_batch())}, {"boxes": random_boxes((4, 3))}
+    samples, shown = samples_of(TASK, np.zeros((4, 24, 18, 1), np.float32), predictions, targets, {}), {}
+    monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.update(options))
+    TASK.draw_samples(tmp_path, "test", samples._replace(classes=NAMES[1:2]), {})
+    assert shown["classes"] == [NAMES[1]]
+    np.testing.assert_array_equal(shown["prediction"].boxes, predictions["boxes"][:, 1:2])
+    np.testing.assert_array_equal(shown["truth"].boxes, targets["boxes"][:, 1:2])
 
 
 def test_errors_name_the_task():

@@ -279,6 +279,8 @@ def test_samples_are_drawn(tmp_path, sheets):
 
 def test_samples_show_the_protocols_classes_alone(tmp_path, monkeypatch):
     task, (predictions, targets) = Task("chest/boxes", CLASSES), split(images=3)
+    everything = np.ones((3, 8, 8, len(CLASSES)), np.uint8)
+    predictions, targets = predictions | {"structures": everything}, targets | {"masks": everything}
     samples, shown = samples_of(task, np.zeros((3, 8, 8, 1)), predictions, targets, {}), []
     monkeypatch.setattr(figures, "samples", lambda path, images, **options: shown.append(options))
     for classes in ((), CLASSES[:1]):
@@ -286,6 +288,8 @@ def test_samples_show_the_protocols_classes_alone(tmp_path, monkeypatch):
     for of_all, of_one in ((shown[0][kind].box_labels, shown[1][kind].box_labels) for kind in ("truth", "prediction")):
         assert (of_all > 0).any() and (of_one == 0).any()
         np.testing.assert_array_equal(of_one, np.where(of_all == 0, 0, -1))
+    for masks in (shown[1][kind].masks for kind in ("truth", "prediction")):
+        assert masks[..., 0].all() and not masks[..., 1:].any()
 
 
 def test_the_error_of_an_image_is_one_minus_f1():

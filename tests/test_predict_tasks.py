@@ -10,6 +10,7 @@ import runs
 from PIL import Image
 
 from mediax import annotations, dicom, images, predict, rle
+from mediax.tasks import anomaly
 
 RESNET = {"name": "resnet", "options": {"variant": "18", "depths": (1, 1), "width": 0.125}}
 GREY, COLOUR = ({**RESNET, "channels": channels} for channels in (1, 3))
@@ -85,15 +86,26 @@ def test_files_are_seen_as_the_images_were_that_thresholds_are_from(tmp_path):
     assert np.abs(np.subtract(*scores)).max() > 0
 
 
-def test_an_autoencoder(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "scored"),
+    [
+        ({"score": "reconstruction"}, "error"),
+        ({"features": "dissimilarity", "grid": 2, "sigma": 1.5}, "dissimilarity"),
+    ],
+)
+def test_an_autoencoder(options, scored, tmp_path):
     backbone = {"name": "autoencoder", "channels": 1, "mean": (0.0,), "std": (1.0,), "options": {"widths": (4, 4)}}
-    tasks = {"anomaly": {"head": {"name": "autoencoder", "size": (48, 48), "code": 4}, "score": "reconstruction"}}
+    tasks = {"anomaly": {"head": {"name": "autoencoder", "size": (48, 48), "code": 4}} | options}
     workdir, raw = runs.train(tmp_path, backbone, "minijsrt_anomaly", {"train": 4, "test": 24, "size": 48}, tasks)
     files = sorted(path for path in raw.rglob("*.*") if path.name.lower().endswith(images.SUFFIXES))
     rows, arrays = _predicted(workdir, files, tmp_path / "out")
     scores = [float(row["Anomaly"]) for row in rows]
-    _assert_among(arrays["prediction/error"], scores)
-    threshold = json.loads((workdir / "calibration.json").read_text())["test"]["anomaly"]["threshold"]
+    calibration = json.loads((workdir / "calibration.json").read_text())["test"]["anomaly"]
+    expected = arrays["prediction/error"]
+    if scored == "dissimilarity":
+        expected = -np.logaddexp.reduce(anomaly.component_log_densities(arrays[f"prediction/{scored}"], calibration), 1)
+    _assert_among(expected, scores)
+    threshold = calibration["threshold"]
     assert [row["Anomaly called"] for row in rows] == [str(int(score >= threshold)) for score in scores]
 
 

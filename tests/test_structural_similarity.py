@@ -59,3 +59,25 @@ def test_cells_of_a_grid_share_the_image():
     np.testing.assert_allclose(means[:, 0], FIRST[:, :10, :14].mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(means[:, 5], FIRST[:, 10:20, 28:].mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(grid_means(jnp.asarray(FIRST), 1)[:, 0], FIRST.mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_convolutions_are_of_full_precision_and_shapes_equal():
+    equations = jax.make_jaxpr(similarity)(*PAIRS["random"]).eqns
+    precisions = [one.params["precision"] for one in equations if one.primitive.name == "conv_general_dilated"]
+    assert precisions == [(jax.lax.Precision.HIGHEST,) * 2] * 10
+    with pytest.raises(InputError, match=r"shapes .* expected equal"):
+        similarity(FIRST, FIRST[..., :1])
+
+
+def test_small_changes_of_exposure_count_little_where_an_image_is_not_black():
+    y, x = np.mgrid[:40, :40]
+    image = (0.5 + 0.3 * np.sin(x / 5) * np.cos(y / 7))[None, ..., None].astype(np.float32)
+    brighter, shifted = 0.9 * image + 0.05, np.roll(image, 5, axis=2)
+    assert (
+        1 - similarity(image, brighter, sigma=2.5).mean()
+        < 0.03
+        < 0.2
+        < 1 - similarity(image, shifted, sigma=2.5).mean()
+    )
+    black = np.zeros_like(image)
+    assert similarity(black, black + 0.01).mean() == pytest.approx(0.5, abs=1e-3)

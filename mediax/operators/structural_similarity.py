@@ -32,18 +32,21 @@ def check_window(sigma: float, height: int, width: int, cells: int = 1) -> None:
 def similarity(first: jax.Array, second: jax.Array, *, sigma: float = 1.5) -> jax.Array:
     """The SSIM f32[B,h,w,C] of images f[B,H,W,C] in [0,1], for every window that lies inside the image.
 
-    Differences of brightness and contrast count little against those of shape. `sigma` in pixels sets the size of what
-    is compared. It takes five filtered copies of the images. Follows scikit-image's `structural_similarity` with
-    `gaussian_weights` and population covariances. Raises InputError for images smaller than a window.
+    Small changes of brightness and contrast count little against those of shape, but where an image is black: there a
+    difference of 0.01 halves the similarity. `sigma` in pixels sets the size of what is compared. It takes five
+    filtered copies of the images. Follows scikit-image's `structural_similarity` with `gaussian_weights` and population
+    covariances. Raises InputError for images smaller than a window, or of different shapes.
     """
+    if first.shape != second.shape:
+        raise InputError(f"structural similarity of images of shapes {first.shape} and {second.shape}: expected equal")
     check_window(sigma, *first.shape[1:3])
     weights = window(sigma)
     x, y = first.astype(jnp.float32), second.astype(jnp.float32)
     x_mean, y_mean, xx, yy, xy = (_filtered(array, weights) for array in (x, y, x * x, y * y, x * y))
     x_variance, y_variance, covariance = xx - x_mean**2, yy - y_mean**2, xy - x_mean * y_mean
     luminance = (2 * x_mean * y_mean + K1**2) / (x_mean**2 + y_mean**2 + K1**2)
-    structure = (2 * covariance + K2**2) / (x_variance + y_variance + K2**2)
-    return luminance * structure
+    contrast_and_structure = (2 * covariance + K2**2) / (x_variance + y_variance + K2**2)
+    return luminance * contrast_and_structure
 
 
 def grid_means(image: jax.Array, cells: int) -> jax.Array:
@@ -66,7 +69,15 @@ def _filtered(image: jax.Array, weights: jax.Array) -> jax.Array:
     batch, height, width, channels = image.shape
     planes = jnp.moveaxis(image, 3, 1).reshape(batch * channels, height, width, 1)
     for kernel in (weights[:, None, None, None], weights[None, :, None, None]):
-        planes = lax.conv_general_dilated(planes, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        # Variances are differences of these means: with the shorter mantissas of accelerators nothing would be left.
+        planes = lax.conv_general_dilated(
+            planes,
+            kernel,
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=lax.Precision.HIGHEST,
+        )
     return jnp.moveaxis(planes.reshape(batch, channels, *planes.shape[1:3]), 1, 3)
 
 

@@ -25,7 +25,7 @@ from mediax.samples import Samples
 
 CRITERIA = ("mse", "cross_entropy")
 SCORES = ("likelihood", "reconstruction")
-FEATURES = ("code", "structure")
+FEATURES = ("code", "dissimilarity")
 COVARIANCES = ("full", "diag")
 PER_CLASS = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity")
 FOLDS = 10
@@ -40,12 +40,12 @@ class Task:
     with. `name` is `<stream>/<task>`, `head` a file of `mediax/heads/` that gives a code and an image, with its
     options, `size` of the images among them. `criterion` of the reconstruction is "mse", or "cross_entropy" with pixels
     as probabilities. `score` is the negative log-likelihood ("likelihood") or the mean squared error of the image
-    ("reconstruction"). The mixture models the `features`: the "code", or the "structure", in which image and
-    reconstruction differ: one minus their structural similarity (Bergmann et al. 2018) in the cells of a `grid` x
-    `grid`, which exposure hardly moves; its windows have the standard deviation `sigma` pixels. The mixture has
-    `components` with "full" or "diag" `covariance`, on the first `dimensions` principal components of the features,
-    whitened (0: on the features themselves; a code of many takes many images). `quantile` of the training images is
-    scored as normal. `seed` is that of the mixture.
+    ("reconstruction"). The mixture models the `features`: the "code", or the "dissimilarity" of image and
+    reconstruction, one minus their structural similarity (Bergmann et al. 2018) in each cell of a `grid` x `grid`, by
+    windows of standard deviation `sigma` pixels. That sees shapes where small changes of exposure hardly count; it
+    takes an autoencoder that rebuilds unseen images as well as those it learnt from. The mixture has `components` with
+    "full" or "diag" `covariance`, on the first `dimensions` principal components of the features, whitened (0: on the
+    features themselves). `quantile` of the training images is scored as normal. `seed` is that of the mixture.
     Raises InputError for options that do not fit.
     """
 
@@ -76,15 +76,15 @@ class Task:
             if value not in valid:
                 hint = catalog.suggestion(value, valid)
                 raise InputError(f"config field {option} of task {self.name!r}: no {option} {value!r}; {hint}")
-        if self.components < 1 or self.dimensions < 0:
+        if not _is_count(self.components, 1) or not _is_count(self.dimensions, 0):
             raise InputError(
                 f"config fields components and dimensions of task {self.name!r} are {self.components} and "
-                f"{self.dimensions}: expected at least 1 and 0"
+                f"{self.dimensions}: expected whole numbers, at least 1 and 0"
             )
-        if self.sigma <= 0 or self.grid < 1:
+        if not _is_count(self.grid, 1) or not 0.5 <= self.sigma < math.inf:
             raise InputError(
-                f"config fields sigma and grid of task {self.name!r} are {self.sigma} and {self.grid}: expected above "
-                "0 pixels and at least 1 cell"
+                f"config fields grid and sigma of task {self.name!r} are {self.grid} and {self.sigma}: expected a "
+                "whole number of cells, at least 1, and at least 0.5 pixels"
             )
         if not 0 < self.quantile <= 1:
             raise InputError(f"config field quantile of task {self.name!r} is {self.quantile}: expected above 0 to 1")
@@ -99,8 +99,8 @@ class Task:
                 f"config field head of task {self.name!r} lacks size: expected (height, width) of the images, as in "
                 "{'name': 'autoencoder', 'size': (64, 64)}"
             )
-        if self.features == "structure":
-            structural_similarity.check_window(self.sigma, *options["size"], self.grid)
+        if self.features == "dissimilarity":
+            self._check_grid(*options["size"])
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
@@ -133,14 +133,14 @@ class Task:
     def predict(self, outputs: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """Gives the `code` f32[B,D], the mean squared `error` f32[B] of the reconstruction, and that `image`.
 
-        With the features "structure" these are there as well, f32[B,grid*grid], in [0,2].
+        With the features "dissimilarity" these are there as well, f32[B,grid*grid], 0 (equal) to 2.
         """
         image, rebuilt = batch["image"], outputs["image"]
         error = ((rebuilt - image) ** 2).mean((1, 2, 3))
         predictions = {"code": outputs["code"], "error": error, "image": rebuilt}
-        if self.features == "structure":
+        if self.features == "dissimilarity":
             similarity = structural_similarity.similarity(image, rebuilt, sigma=self.sigma)
-            predictions["structure"] = structural_similarity.grid_means(1 - similarity, self.grid)
+            predictions["dissimilarity"] = structural_similarity.grid_means(1 - similarity, self.grid)
         return predictions
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
@@ -163,11 +163,12 @@ class Task:
             normal = targets["labels"][:, 0] != 1
             features, error = features[normal], error[normal]
         # A spread in each direction takes two images more than directions, and each fold leaves some out.
-        fewest = max(FOLDS, 2 * self.components, math.ceil((self.dimensions + 2) * FOLDS / (FOLDS - 1)))
+        directions = self.dimensions or (features.shape[1] if self.covariance == "full" else 0)
+        fewest = max(FOLDS, 2 * self.components, math.ceil((directions + 2) * FOLDS / (FOLDS - 1)))
         if len(features) < fewest:
             raise InputError(
                 f"task {self.name!r}: {len(features)} images to fit the mixture to, expected at least {fewest}: choose "
-                "the training split for calibrate_on, or fewer components and dimensions"
+                "the training split for calibrate_on, or fewer components and dimensions (0: all there are)"
             )
         calibration = self._fit(features)
         calibration |= {"mean_features": features.mean(axis=0).tolist(), "mean_error": float(error.mean())}
@@ -306,6 +307,15 @@ class Task:
     def _head(self) -> tuple[ModuleType, dict[str, Any]]:
         return catalog.head(self.name, self.head, "autoencoder")
 
+    def _check_grid(self, height: int, width: int) -> None:
+        field = f"of task {self.name!r}"
+        try:
+            structural_similarity.check_window(self.sigma, height, width, self.grid)
+        except InputError as error:
+            raise InputError(f"config fields grid and sigma {field}: {error}") from None
+        if self.dimensions > self.grid**2:
+            raise InputError(f"config field dimensions {field} is {self.dimensions}: the grid has {self.grid**2} cells")
+
     def _learned(self, batch: Batch) -> jax.Array:
         if "labels" not in batch or batch["labels"].shape[-1] != len(self.classes):
             found = f"{batch['labels'].shape[-1]} labels" if "labels" in batch else "no labels"
@@ -348,6 +358,10 @@ class Task:
         for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(features):
             scores[unseen] = self.scores({self.features: features[unseen]}, self._fit(features[seen]))
         return scores
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
 
 
 def component_log_densities(features: np.ndarray, mixture: Mapping[str, Any]) -> np.ndarray:

@@ -165,15 +165,16 @@ class Task:
         return 1 - metrics.mean_of_defined(box_iou(predictions["boxes"], targets["boxes"])[:, index])
 
     def draw_samples(self, folder: Path, name: str, samples: Samples, calibration: Mapping[str, Any]) -> None:
-        """Draws a sheet of images with the true and the predicted boxes."""
-        predicted, true = samples.predictions["boxes"], samples.targets["boxes"]
+        """Draws a sheet of images with the true and the predicted boxes of the protocol's classes."""
+        index = metrics.positions(self.names, samples.classes)
+        predicted, true = samples.predictions["boxes"][:, index], samples.targets["boxes"][:, index]
         overlap = 1 - samples.errors
-        labels = np.broadcast_to(np.arange(len(self.names)), predicted.shape[:2])
+        labels = np.broadcast_to(np.arange(len(index)), predicted.shape[:2])
         figures.samples(
             folder / f"samples_{name}.png",
             samples.images,
             sections=samples.sections,
-            classes=self.names,
+            classes=[self.names[k] for k in index],
             captions=["no known box" if np.isnan(value) else f"mean IoU {value:.2f}" for value in overlap],
             truth=figures.Overlay(boxes=true, box_labels=labels),
             prediction=figures.Overlay(boxes=predicted, box_labels=labels),
