@@ -152,7 +152,7 @@ PHANTOMS = {
         "size": 64,
         "steps": 400,
         "backbone": SMALL_AUTOENCODER,
-        # Its radiographs differ in exposure and borders more than a mirrored heart does in the code.
+        # These radiographs differ so much in exposure and borders that the code hardly tells a mirrored heart.
         "task": {"head": SMALL_AUTOENCODER_HEAD, "features": "dissimilarity", "grid": 5, "sigma": 2.5, "dimensions": 0},
     },
     "clusters": {
