@@ -188,6 +188,22 @@ def _max_pool_backward(size: int, stride: int, padding: int, saved: tuple, slope
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+def average_cells(x: jax.Array, cells: int) -> jax.Array:
+    """Averages f[B,H,W,C] over a grid of cells: f[B,cells,cells,C].
+
+    A cell reaches from floor(i * H / cells) to ceil((i + 1) * H / cells): neighbours overlap by a pixel where `cells`
+    does not divide a side, as in torch's adaptive average pooling.
+    """
+
+    def weights(side: int) -> jax.Array:
+        starts = np.arange(cells) * side // cells
+        ends = -(-np.arange(1, cells + 1) * side // cells)
+        inside = (np.arange(side) >= starts[:, None]) & (np.arange(side) < ends[:, None])
+        return jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+
+    return jnp.einsum("bhwc,ih,jw->bijc", x, weights(x.shape[1]), weights(x.shape[2]), precision="highest")
+
+
 def wide(x: jax.Array) -> jax.Array:
     """At least f32, for what must not lose its last digits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

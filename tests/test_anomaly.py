@@ -296,7 +296,8 @@ def test_errors_name_the_task():
             {"features": "dissimilarity", "sigma": 2.3},
             "grid and sigma of task 'chest/anomaly': .* of 17 pixels and a grid",
         ),
-        ({"features": "dissimilarity", "dimensions": 26}, "task 'chest/anomaly' is 26: the grid has 25 cells"),
+        ({"features": "dissimilarity", "dimensions": 26}, "is 26: expected at most the 25 cells of the grid"),
+        ({"components": True}, "components and dimensions of task 'chest/anomaly' are True and 0"),
         ({"components": 0}, "components and dimensions of task 'chest/anomaly' are 0 and 0"),
         ({"classes": ("a", "b")}, "expected one class, or the option clusters"),
         ({"clusters": True}, "expected two or more classes with clusters"),
@@ -313,7 +314,9 @@ def test_errors_name_the_task():
     with pytest.raises(InputError, match="29 images to fit the mixture to, expected at least 30"):
         make_task(features="dissimilarity").calibrate(few, {"labels": np.zeros((29, 1))})
     make_task(features="dissimilarity", covariance="diag").calibrate(few, {"labels": np.zeros((29, 1))})
-    with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: there are 6 features"):
-        make_task(dimensions=9).calibrate(*split())
+    outputs = {"code": jnp.zeros((2, 6))}
+    with pytest.raises(InputError, match="dimensions of task 'chest/anomaly' is 9: expected at most the 6 numbers of"):
+        make_task(dimensions=9).apply(lambda *_: outputs, {}, {})
+    assert make_task(dimensions=6).apply(lambda *_: outputs, {}, {}) is outputs
     with pytest.raises(InputError, match="the batch has no labels"):
         make_task().count({"valid": np.ones(2, bool)})

@@ -150,7 +150,7 @@ MATRIX = {
     "chest_detection": (
         "detection",
         ("node21", "tbx11k", "vinbigdata"),
-        {"dino": ("resnet", "dino"), "mask_rcnn": ("resnet", "mask_rcnn"), "dino_swin": ("swin", "dino")},
+        {name: ("resnet", name) for name in ("mask_rcnn", "deformable_detr", "dino")} | {"dino_swin": ("swin", "dino")},
     ),
     "chest_segmentation": (
         "segmentation",

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from mediax.errors import InputError
-from mediax.operators.structural_similarity import check_window, grid_means, similarity
+from mediax.operators.structural_similarity import check_window, similarity
 
 RNG = np.random.default_rng(0)
 FIRST = RNG.random((2, 30, 41, 3)).astype(np.float32)
@@ -51,14 +51,6 @@ def test_images_smaller_than_a_window_are_refused():
     check_window(4.0, 30, 41, cells=2)
     with pytest.raises(InputError, match="a grid of 3x3"):
         check_window(4.0, 30, 41, cells=3)
-
-
-def test_cells_of_a_grid_share_the_image():
-    means = grid_means(jnp.asarray(FIRST), 3)
-    assert means.shape == (2, 9)
-    np.testing.assert_allclose(means[:, 0], FIRST[:, :10, :14].mean((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(means[:, 5], FIRST[:, 10:20, 28:].mean((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(grid_means(jnp.asarray(FIRST), 1)[:, 0], FIRST.mean((1, 2, 3)), rtol=1e-5)
 
 
 def test_convolutions_are_of_full_precision_and_shapes_equal():

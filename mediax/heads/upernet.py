@@ -16,7 +16,7 @@ from flax import nnx
 
 from mediax import pretrained
 from mediax.errors import InputError
-from mediax.layers import BatchNorm, Conv, bilinear, run_block, wide
+from mediax.layers import BatchNorm, Conv, average_cells, bilinear, run_block, wide
 
 _kernel_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -81,7 +81,7 @@ class Head(nnx.Module):
             return run_block(block, x, train, remat=self.remat)
 
         *fine, coarsest = (pyramid[stride] for stride in self.strides)
-        pooled = (run(pool, average_pooled(coarsest, n)) for n, pool in zip(self.pool_sizes, self.pools))
+        pooled = (run(pool, average_cells(coarsest, n)) for n, pool in zip(self.pool_sizes, self.pools))
         context = [coarsest, *(bilinear(x, coarsest.shape[1:3]) for x in pooled)]
         sums = [run(self.bottleneck, jnp.concatenate(context, axis=-1))]
         for x, lateral in reversed(list(zip(fine, self.laterals))):
@@ -93,18 +93,6 @@ class Head(nnx.Module):
         if train and self.dropout > 0:
             x = nnx.Dropout(self.dropout, deterministic=False)(x, rngs=rngs)
         return bilinear(wide(self.output(x)), size)
-
-
-def average_pooled(x: jax.Array, cells: int) -> jax.Array:
-    """Averages f[B,H,W,C] over cells x cells areas, which overlap by a pixel where they must: f[B,cells,cells,C]."""
-
-    def weights(side: int) -> jax.Array:
-        starts = np.arange(cells) * side // cells
-        ends = -(-np.arange(1, cells + 1) * side // cells)
-        inside = (np.arange(side) >= starts[:, None]) & (np.arange(side) < ends[:, None])
-        return jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
-
-    return jnp.einsum("bhwc,ih,jw->bijc", x, weights(x.shape[1]), weights(x.shape[2]))
 
 
 _MODULES = {

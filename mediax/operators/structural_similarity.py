@@ -49,21 +49,6 @@ def similarity(first: jax.Array, second: jax.Array, *, sigma: float = 1.5) -> ja
     return luminance * contrast_and_structure
 
 
-def grid_means(image: jax.Array, cells: int) -> jax.Array:
-    """The means f32[B,cells*cells] of f[B,H,W,C] over channels and the cells of a grid, row by row.
-
-    Cells differ by a pixel in size where `cells` does not divide the image's. `cells` is at most H and W.
-    """
-
-    def shares(length: int) -> jax.Array:
-        inside = (jnp.arange(length) * cells // length == jnp.arange(cells)[:, None]).astype(jnp.float32)
-        return inside / inside.sum(1, keepdims=True)
-
-    _, height, width, _ = image.shape
-    means = jnp.einsum("gh,bhw,kw->bgk", shares(height), image.mean(3), shares(width), precision="highest")
-    return means.reshape(len(image), cells * cells)
-
-
 def _filtered(image: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted means over the windows inside of f32[B,H,W,C]."""
     batch, height, width, channels = image.shape

@@ -19,6 +19,7 @@ from mediax import catalog, figures, metrics
 from mediax.batch import Batch
 from mediax.errors import InputError
 from mediax.findings import Findings
+from mediax.layers import average_cells
 from mediax.model import Build
 from mediax.operators import structural_similarity
 from mediax.samples import Samples
@@ -110,7 +111,10 @@ class Task:
 
     def apply(self, run, pyramid: Mapping[int, jax.Array], batch: Batch) -> dict[str, jax.Array]:
         """Gives the `code` f32[B,D] and the reconstructed `image` f32[B,H,W,C] in [0,1]."""
-        return run(f"head/{self.name}", pyramid)
+        outputs = run(f"head/{self.name}", pyramid)
+        if self.features == "code":  # before the first step: its shape is known while the step is compiled
+            self._check_dimensions(outputs["code"].shape[1], "numbers of the code")
+        return outputs
 
     def count(self, batch: Batch) -> jax.Array:
         """Counts the images that the loss averages over: those that are not anomalous."""
@@ -140,7 +144,8 @@ class Task:
         predictions = {"code": outputs["code"], "error": error, "image": rebuilt}
         if self.features == "dissimilarity":
             similarity = structural_similarity.similarity(image, rebuilt, sigma=self.sigma)
-            predictions["dissimilarity"] = structural_similarity.grid_means(1 - similarity, self.grid)
+            cells = average_cells(1 - similarity, self.grid).mean(3)
+            predictions["dissimilarity"] = cells.reshape(len(cells), -1)
         return predictions
 
     def targets(self, batch: Batch) -> dict[str, jax.Array]:
@@ -313,8 +318,14 @@ class Task:
             structural_similarity.check_window(self.sigma, height, width, self.grid)
         except InputError as error:
             raise InputError(f"config fields grid and sigma {field}: {error}") from None
-        if self.dimensions > self.grid**2:
-            raise InputError(f"config field dimensions {field} is {self.dimensions}: the grid has {self.grid**2} cells")
+        self._check_dimensions(self.grid**2, "cells of the grid")
+
+    def _check_dimensions(self, highest: int, of_what: str) -> None:
+        if self.dimensions > highest:
+            raise InputError(
+                f"config field dimensions of task {self.name!r} is {self.dimensions}: expected at most the {highest} "
+                f"{of_what}"
+            )
 
     def _learned(self, batch: Batch) -> jax.Array:
         if "labels" not in batch or batch["labels"].shape[-1] != len(self.classes):
@@ -332,11 +343,6 @@ class Task:
 
         fitted: dict[str, Any] = {}
         if self.dimensions:
-            if self.dimensions > features.shape[1]:
-                raise InputError(
-                    f"config field dimensions of task {self.name!r} is {self.dimensions}: there are "
-                    f"{features.shape[1]} features"
-                )
             pca = PCA(self.dimensions, svd_solver="full").fit(features)
             directions = pca.components_ / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))[:, None]
             fitted["projection"] = {"mean": pca.mean_.tolist(), "directions": directions.tolist()}
@@ -361,7 +367,7 @@ class Task:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def component_log_densities(features: np.ndarray, mixture: Mapping[str, Any]) -> np.ndarray:
