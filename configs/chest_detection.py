@@ -147,7 +147,6 @@ SMALL_MODELS = {
         "backbone": SMALL_RESNET,
         "head": {"name": "deformable_detr", "variant": "two_stage", "dropout": 0.0, **SMALL_TRANSFORMER},
         "optimizer": {"peak": 1e-3, "weight_decay": 1e-4},
-        "steps": 1_000,  # without denoising, boxes are found later
     },
     "dino": {"backbone": SMALL_RESNET, **SMALL_DINO},
     "dino_swin": {
@@ -200,18 +199,18 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
     config.clip_norm = full["clip_norm"]
     config.precision = "bfloat16"
     config.workers = 8
-    return _phantom(config, name, model.get("steps", 600)) if phantom else config
+    return _phantom(config, name) if phantom else config
 
 
-def _phantom(config: ConfigDict, name: str, steps: int) -> ConfigDict:
+def _phantom(config: ConfigDict, name: str) -> ConfigDict:
     config.phantom = {name: PHANTOMS[name]["phantom"]}
     stream = config.streams[name]
     stream.build = {"size": PHANTOMS[name]["phantom"]["size"]} if "size" in stream.build else {}
     stream.max_boxes = PHANTOMS[name]["max_boxes"]
     stream.transform = stream.transform[:2]
-    config.steps = steps
+    config.steps = 600
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = steps // 4
+    config.evaluate_every = config.checkpoint_every = 150
     config.optimizer.warmup_steps = 50
     config.clip_norm = 1.0
     config.precision = "float32"
