@@ -122,7 +122,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
                 {"name": "random_affine", "rotate": 10, "translate": 0.05, "scale": 0.1, "probability": 0.9},
                 {"name": "random_intensity", "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
             ),
-            "tasks": {"classification": {"head": head, "threshold": "youden", **data.get("task", {})}},
+            "tasks": {"classification": {"head": head, **data.get("task", {"threshold": "youden"})}},
         }
     }
     config.evaluations = data["evaluations"]

@@ -532,7 +532,8 @@ def example_of(record: Mapping[str, Any], *, structures: int = 0) -> dict[str, A
       structures: K, how many masks there are, if there are masks.
 
     Returns:
-      image u8[H,W,C], id, patient_id, and of what the record has: boxes f32[N,4], box_labels i32[N], box_valid bool[N];
+      image u8[H,W,C], id, patient_id, and of what the record has: boxes f32[N,4], box_labels i32[N], box_valid bool[N],
+      False for a box that lies outside of the built image;
       masks u8[H,W,K] and mask_valid bool[K] (all True unless the record says otherwise); *_masks; keypoints;
       field_of_view u8[H,W]; spacing_mm; polygons as a list of f32[P,2].
     """
@@ -544,7 +545,8 @@ def example_of(record: Mapping[str, Any], *, structures: int = 0) -> dict[str, A
         elif name in ("boxes", "box_labels", "boxes_known", "spacing_mm", "mask_valid") or name.endswith("keypoints"):
             example[name] = value
     if "boxes" in record:
-        example["box_valid"] = np.ones(len(record["boxes"]), bool)
+        # Of a box that `crop` cut away, no area is left.
+        example["box_valid"] = (record["boxes"][:, :2] < record["boxes"][:, 2:]).all(1)
     if "masks" in record:
         example.setdefault("mask_valid", np.ones(structures, bool))
     if "polygons" in record:

@@ -468,13 +468,13 @@ def _paired_draws(scored: Sequence[Scored]) -> np.ndarray | None:
 
 
 def _same_targets(scored: Sequence[Scored]) -> bool:
-    targets = [{name: one.arrays[name] for name in one.arrays if name.startswith("target/")} for one in scored]
+    """Whether what all runs keep of the truth is equal; some keep more of it than others."""
+    first, *others = (one.arrays for one in scored)
+    shared = [name for name in first if name.startswith("target/") and all(name in other for other in others)]
     return all(
-        other.keys() == targets[0].keys()
-        and all(
-            np.array_equal(array, targets[0][name], equal_nan=array.dtype.kind == "f") for name, array in other.items()
-        )
-        for other in targets[1:]
+        np.array_equal(other[name], first[name], equal_nan=first[name].dtype.kind == "f")
+        for other in others
+        for name in shared
     )
 
 

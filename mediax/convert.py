@@ -137,6 +137,8 @@ def find_in(folder: Path, *, outside: Path) -> Iterator[tuple[Path, Path]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not (inside and outside in path.resolve().parents) and images.may_be_image(path)
     ]
+    if not found and folder.resolve() == outside:
+        raise InputError(f"{folder}: is where the results go, and what lies there is not read; choose another folder")
     if not found:
         raise InputError(
             f"{folder}: holds no image; expected DICOM files, or files that end in {', '.join(images.SUFFIXES)}"

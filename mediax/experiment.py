@@ -758,15 +758,11 @@ def _evaluations(
         read_record = sources.read(dataset, read)
         evaluated = {task: tasks[stream_name][task] for task in _tasks_of(name, config)}
         _check_names(name, sources.names(dataset, build, read, NAMES), evaluated)
-        _check_protocol(name, protocol, evaluated)
-        if (dataset, build) == (stream["dataset"], stream["build"]):
-            trained = partial(sources.open, dataset, build, stream["split"])
+        _check_protocol(name, protocol, evaluated, {task: stream["tasks"][task] for task in evaluated})
+        if dataset == stream["dataset"]:
+            trained = partial(sources.open, dataset, stream["build"], stream["split"])
             _check_patients(name, spec["split"], source, stream["split"], trained)
-        if protocol.case == "study" and "study_id" not in read_record(source[0]):
-            raise InputError(
-                f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, but {dataset} has none"
-            )
-        _check_studies(name, protocol, {task: stream["tasks"][task] for task in evaluated})
+        _check_fields(name, protocol, read_record(source[0]))
         views = _views(spec)
         inference.check(views, evaluated, f"evaluations.{name}")
         _warn_of_copies(name, views, calibrate_on, _views(specs[calibrate_on]))
@@ -929,30 +925,43 @@ def _check_names(name: str, names: Mapping[str, tuple[str, ...]], tasks: Mapping
                 )
 
 
-def _check_protocol(name: str, protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
+def _check_protocol(
+    name: str, protocol: protocols.Protocol, tasks: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raises InputError if a task has no such figures, lacks the protocol's classes, or scores no studies."""
+    field = f"config field evaluations.{name}.protocol"
     for task_name, task in tasks.items():
+        file = specs[task_name].get("name", task_name)
+        if protocol.task not in ("", file):
+            raise InputError(
+                f"{field}: {protocol.name!r} is for the task {protocol.task!r}, {task_name!r} is of {file!r}; choose "
+                f"another one, or name the tasks that it scores in evaluations.{name}.tasks"
+            )
+        if protocol.case == "study" and not getattr(catalog.load("tasks", file), "STUDIES", False):
+            raise InputError(
+                f"{field}: {protocol.name!r} scores studies, the task {file!r} scores images; choose the protocol "
+                "'image'"
+            )
         own = next((getattr(task, field) for field in NAMES if hasattr(task, field)), ())
         if missing := set(protocol.classes) - set(own):
             raise InputError(
-                f"config field evaluations.{name}.protocol: {protocol.name!r} needs the classes {sorted(missing)}, "
-                f"which task {task_name!r} lacks"
+                f"{field}: {protocol.name!r} needs the classes {sorted(missing)}, which task {task_name!r} lacks"
             )
         known = inspect.signature(task.metrics).parameters
         if foreign := [option for option in protocol.options if option not in known]:
             raise InputError(
-                f"config field evaluations.{name}.protocol: {protocol.name!r} is not for the task {task_name!r}, whose "
-                f"metrics know no {foreign[0]!r}; name the tasks that it scores in evaluations.{name}.tasks"
+                f"{field}: {protocol.name!r} is not for the task {task_name!r}, whose metrics know no {foreign[0]!r}; "
+                f"name the tasks that it scores in evaluations.{name}.tasks"
             )
 
 
-def _check_studies(name: str, protocol: protocols.Protocol, tasks: Mapping[str, Any]) -> None:
-    for task_name, spec in tasks.items():
-        file = spec.get("name", task_name)
-        if protocol.case == "study" and not getattr(catalog.load("tasks", file), "STUDIES", False):
-            raise InputError(
-                f"config field evaluations.{name}.protocol: {protocol.name!r} scores studies, the task {file!r} scores "
-                "images; choose the protocol 'image'"
-            )
+def _check_fields(name: str, protocol: protocols.Protocol, example: Mapping[str, Any]) -> None:
+    needed = (*protocol.fields, *(("study_id",) if protocol.case == "study" else ()))
+    if missing := [field for field in needed if field not in example]:
+        raise InputError(
+            f"config field evaluations.{name}.protocol: {protocol.name!r} needs {', '.join(missing)}, which this "
+            "dataset's examples lack; choose another protocol, for instance 'image'"
+        )
 
 
 def _process() -> tuple[int, int]:

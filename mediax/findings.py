@@ -1,4 +1,4 @@
-"""What a task says of one image, in plain terms: scores, decisions, masks, boxes, points."""
+"""What a task says of one image, in plain terms: scores, decisions, masks, boxes."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Findings:
 
     `scores` are numbers (probabilities, or whatever a task predicts, in its unit), `decisions` say which of them reach
     their thresholds (None: there is no threshold), `masks` are bool[H,W] by structure, `box_labels` all labels that
-    `boxes` may have (none: the task finds no boxes), `points` (y, x) as fractions of the image.
+    `boxes` may have (none: the task finds no boxes).
     """
 
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -38,12 +38,22 @@ class Findings:
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     boxes: Sequence[Box] = ()
     box_labels: Sequence[str] = ()
-    points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of_boxes(cls, boxes: Sequence[Box], labels: Sequence[str]) -> "Findings":
+        """What boxes say: of each label the best score, 0 without a box, and whether any is called."""
+        return cls(
+            scores={name: max((box.score for box in boxes if box.label == name), default=0.0) for name in labels},
+            decisions={name: any(box.called and box.label == name for box in boxes) for name in labels},
+            boxes=tuple(boxes),
+            box_labels=labels,
+        )
 
     def moved_back(self, geometry: np.ndarray, size: tuple[int, int], original_size: tuple[int, int]) -> "Findings":
-        """Moves what was found in a transformed image into the original: its masks, boxes and points.
+        """Moves what was found in a transformed image into the original: its masks and boxes.
 
-        A box of which nothing lies in the original (it was found in the filling of a letterbox) is left out.
+        A box of which nothing lies in the original (it was found in the filling of a letterbox) is left out, and of
+        scores that are those of boxes so is its own.
 
         Args:
           geometry: f[3,3] original to transformed pixels, as a pipeline of `mediax.transforms` keeps it.
@@ -59,12 +69,14 @@ class Findings:
             mask = None if box.mask is None else mask_back(box.mask)
             return dataclasses.replace(box, corners=tuple((corners / np.tile(original_size, 2)).tolist()), mask=mask)
 
-        points = transforms.invert_keypoints(np.array([*self.points.values()]).reshape(-1, 2), geometry, size)
+        masks = {name: mask_back(mask) for name, mask in self.masks.items()}
+        inside = Findings.of_boxes([box for box in map(box_back, self.boxes) if _has_area(box)], self.box_labels)
         return dataclasses.replace(
             self,
-            masks={name: mask_back(mask) for name, mask in self.masks.items()},
-            boxes=tuple(box for box in map(box_back, self.boxes) if _has_area(box)),
-            points={name: tuple(row) for name, row in zip(self.points, (points / original_size).tolist())},
+            scores={name: inside.scores.get(name, score) for name, score in self.scores.items()},
+            decisions={name: inside.decisions.get(name, called) for name, called in self.decisions.items()},
+            masks=masks,
+            boxes=inside.boxes,
         )
 
     def inside(self, field_of_view: np.ndarray | None) -> "Findings":
@@ -85,7 +97,6 @@ class Findings:
             renamed(self.masks),
             tuple(dataclasses.replace(box, label=prefix + box.label) for box in self.boxes),
             tuple(prefix + label for label in self.box_labels),
-            renamed(self.points),
         )
 
 
@@ -97,7 +108,6 @@ def joined(findings: Sequence[Findings]) -> Findings:
         masks={name: mask for one in findings for name, mask in one.masks.items()},
         boxes=tuple(box for one in findings for box in one.boxes),
         box_labels=tuple(label for one in findings for label in one.box_labels),
-        points={name: point for one in findings for name, point in one.points.items()},
     )
 
 

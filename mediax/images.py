@@ -39,7 +39,7 @@ METAIMAGE_TYPES = {
 
 # What Pillow, OpenCV, zlib and the readers below raise on files that are damaged.
 DECODING_ERRORS = (
-    MemoryError,
+    *(MemoryError, NotImplementedError),
     Image.DecompressionBombError,
     *(OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError),
     *(struct.error, zlib.error, cv2.error),

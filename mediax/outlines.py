@@ -1,4 +1,4 @@
-"""Draws what was found in an image onto it: outlines of masks, boxes and points, and a panel of scores beside it."""
+"""Draws what was found in an image onto it: outlines of masks, boxes, and a panel of scores beside it."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def draw(image: np.ndarray, findings: Findings) -> np.ndarray:
     height, width = canvas.shape[:2]
     letters = max(10, round(min(height, width) * WORDS_SHARE))
     thickness = max(1, round(letters * LINE_SHARE))
-    colours = dict(zip((*findings.masks, *findings.box_labels, *findings.points), itertools.cycle(COLOURS)))
+    colours = dict(zip((*findings.masks, *findings.box_labels), itertools.cycle(COLOURS)))
     called = [box for box in findings.boxes if box.called]
     for name, mask in findings.masks.items():
         _outline(canvas, mask, scale, colours[name], thickness)
@@ -50,10 +50,6 @@ def draw(image: np.ndarray, findings: Findings) -> np.ndarray:
             (xmin, ymin, max(xmin, xmax - 1), max(ymin, ymax - 1)), outline=colours[box.label], width=thickness
         )
         _write(pen, font, (xmin, ymin), f"{box.label} {box.score:.2f}", colours[box.label])
-    for name, (y, x) in findings.points.items():
-        x, y, radius = x * width, y * height, 2 * thickness
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colours[name], width=thickness)
-        _write(pen, font, (x + radius, y - radius), name, colours[name])
     return _with_panel(picture, _lines(findings, colours), font, letters)
 
 

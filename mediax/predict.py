@@ -4,8 +4,7 @@ DIR gets, of every file in its own pixels:
   predictions.csv             a line for each file: its name, what the tasks say of it, and the names of its pictures
   overlays/<name>.png         the image with what was found drawn onto it
   masks/<name>/<structure>.png    0 and 255; beside them <name>_seg.dcm, if the file is DICOM and highdicom installed
-  boxes.json                  all boxes, as COCO's result files have them
-  points.csv                  all points
+  boxes.json                  all boxes in COCO's format: images, categories, annotations with scores
   failed.csv                  the files that could not be read or are not there, and why
 Masks are empty outside of a fundus photograph's field of view, if the dataset of the run knows that of its images.
 A file is taken by itself: eyes that a task grades in `pairs` are graded one by one, which is said once, on stderr.
@@ -60,7 +59,7 @@ from mediax.train import Training
 if TYPE_CHECKING:  # importing pydicom takes a second, which other images can spare
     from mediax import dicom
 
-TABLES = ("predictions.csv", "boxes.json", "points.csv", "failed.csv")
+TABLES = ("predictions.csv", "boxes.json", "failed.csv")
 LONGEST_NAME = 150  # bytes, of a file system's 255
 COLOURED = 0.04  # of the range: how far the channels of an image differ on average from which on it is one in colour
 
@@ -97,7 +96,6 @@ class Result:
     columns: dict[str, Any]
     boxes: list[dict[str, Any]] = field(default_factory=list)
     labels: Sequence[str] = ()
-    points: list[dict[str, Any]] = field(default_factory=list)
     notes: Sequence[str] = ()
     failure: Failure | None = None
 
@@ -525,10 +523,6 @@ class Writer:
             columns(findings),
             boxes=[coco_box(box, shown.shape[:2]) for box in findings.boxes],
             labels=findings.box_labels,
-            points=[
-                {"point": name, "y": y * shown.shape[0], "x": x * shown.shape[1]}
-                for name, (y, x) in findings.points.items()
-            ],
             notes=notes,
             failure=self._segmentation(file, findings.masks),
         )
@@ -562,7 +556,7 @@ def columns(findings: Findings) -> dict[str, Any]:
 
 
 def coco_box(box, size: tuple[int, int]) -> dict[str, Any]:
-    """A box as COCO's result files have it, in pixels, without the ids of image and category."""
+    """A box as COCO has it, in pixels, without the ids of image and category."""
     ymin, xmin, ymax, xmax = (np.array(box.corners) * np.tile(size, 2)).tolist()
     height, width = ymax - ymin, xmax - xmin
     annotation = {"label": box.label, "score": box.score, "bbox": [xmin, ymin, width, height], "area": height * width}
@@ -577,9 +571,6 @@ def write_tables(out: Path, results: Sequence[Result], failures: Sequence[Failur
     rows = [{"file": str(result.file.path), "name": result.file.name} for result in results]
     if any(result.labels for result in results):
         replace_file(out / "boxes.json", (json.dumps(coco(results), indent=1) + "\n").encode())
-    points = [row | point for row, result in zip(rows, results) for point in result.points]
-    if points:
-        write_table(out / "points.csv", points)
     if failures:
         write_table(out / "failed.csv", [{"file": str(path), "reason": reason} for path, reason in failures])
     write_table(out / "predictions.csv", [row | result.columns for row, result in zip(rows, results)])

@@ -144,6 +144,28 @@ def test_the_threshold_comes_from_the_calibrating_split_alone():
     assert found["auroc"] > 0.99 and found["sensitivity"] > 0.95
 
 
+def test_unseen_scores_are_of_mixtures_without_the_patient():
+    """Of images in pairs that are alike the threshold is that of the single ones, not that of images seen before."""
+    task, (predictions, targets) = make_task(), split(rows=60)
+    twice = {name: np.repeat(array, 2, axis=0) for name, array in predictions.items()}
+    labels = {"labels": np.repeat(targets["labels"], 2, axis=0)}
+    patients = np.repeat([f"patient {place * 7 % 60}" for place in range(60)], 2)
+    alone, together = task.calibrate(predictions, targets), task.calibrate(twice, labels, patients)
+    assert together["threshold"] == pytest.approx(alone["threshold"], rel=0.02)
+    assert task.calibrate(twice, labels)["threshold"] < together["threshold"]
+    few = np.repeat([f"patient {place % 9}" for place in range(60)], 2)
+    with pytest.raises(InputError, match="120 images of 9 patients to fit the mixture to, expected at least 10 of 10"):
+        task.calibrate(twice, labels, few)
+
+
+def test_the_reconstruction_needs_no_mixture():
+    predictions, targets = split(rows=3)
+    calibration = make_task(score="reconstruction").calibrate(predictions, targets)
+    assert calibration.keys() == {"threshold", "mean_features", "mean_error"}
+    with pytest.raises(InputError, match="no normal image"):
+        make_task().calibrate(predictions, {"labels": np.ones((3, 1))})
+
+
 def test_anomalous_images_of_the_training_split_do_not_enter():
     predictions, targets = split(rows=120, far=20)
     alone = {name: array[:100] for name, array in predictions.items()}, {"labels": targets["labels"][:100]}
@@ -305,13 +327,13 @@ def test_errors_name_the_task():
     ):
         with pytest.raises(InputError, match=words):
             make_task(**options)
-    with pytest.raises(InputError, match="3 images to fit the mixture to, expected at least 10"):
+    with pytest.raises(InputError, match="3 images of 3 patients to fit the mixture to, expected at least 10 of 10"):
         make_task().calibrate(*split(rows=3))
     # Nine tenths of the images have to span the directions, and two more.
-    with pytest.raises(InputError, match="19 images to fit the mixture to, expected at least 20"):
+    with pytest.raises(InputError, match="19 images of 19 patients to fit the mixture to, expected at least 20"):
         make_task(dimensions=16).calibrate(*split(rows=19))
     few = predictions_of(np.zeros((29, 6))) | {"dissimilarity": np.float32(RNG.random((29, 25)))}
-    with pytest.raises(InputError, match="29 images to fit the mixture to, expected at least 30"):
+    with pytest.raises(InputError, match="29 images of 29 patients to fit the mixture to, expected at least 30"):
         make_task(features="dissimilarity").calibrate(few, {"labels": np.zeros((29, 1))})
     make_task(features="dissimilarity", covariance="diag").calibrate(few, {"labels": np.zeros((29, 1))})
     outputs = {"code": jnp.zeros((2, 6))}

@@ -682,6 +682,14 @@ def test_fit_crops_the_long_side():
     np.testing.assert_allclose(fit.boxes([[0, 5, 10, 20]]), [[0, 0, 0.5, 0.5]])
 
 
+def test_a_box_that_a_crop_cut_away_does_not_count():
+    fields = {"boxes": [[0, 2, 10, 8], [0, 5, 10, 20]], "box_labels": np.int32([0, 0])}
+    record = builder.follow(fields, images.Fit(20, 40, 20, "crop"), "a.csv, line 2") | {"id": "a", "patient_id": "p"}
+    example = builder.example_of(record | {"image": images.encode(np.zeros((20, 20, 1), np.uint8))})
+    assert example["box_valid"].tolist() == [False, True]
+    np.testing.assert_allclose(example["boxes"][1], [0, 0, 0.5, 0.5])
+
+
 @pytest.mark.parametrize("aspect", images.ASPECTS)
 @pytest.mark.parametrize("shape", [(40, 20), (21, 33), (16, 16)])
 @pytest.mark.parametrize("size", [16, 50])

@@ -135,6 +135,17 @@ def test_a_difference_draws_the_same_patients_for_both_runs(tmp_path, truth):
         assert f"{found.p_value:.3g}" in text and "twice the share on the rarer side of zero" in text
 
 
+def test_truths_differ_where_what_both_runs_keep_does(truth):
+    labels, patients = truth
+    first, second = (entry(scores(labels, 1.0, seed=seed), labels, patients, 100) for seed in (1, 2))
+    for each in (first, second):
+        each.scored[0].arrays["target/labels"] = labels.copy()
+    second.scored[0].arrays["target/masks_known"] = np.ones(len(labels), bool)  # a detector that learns masks as well
+    assert "truths differ" not in comparison.difference(first, second).basis
+    second.scored[0].arrays["target/labels"] += 1
+    assert "; the truths differ" in comparison.difference(first, second).basis
+
+
 def test_the_p_value_of_a_difference_is_never_zero(truth):
     labels, patients = truth
     perfect, guessed = (entry(scores(labels, noise), labels, patients, 100) for noise in (0.1, 99.0))

@@ -110,6 +110,12 @@ def test_folders_keep_their_shape_and_bad_files_stop_nothing(tmp_path, capsys):
     assert "2 files written" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_results_cannot_be_the_source(tmp_path, capsys):
+    images.write(tmp_path / "a.png", GREY)
+    assert _convert(tmp_path, "--to", tmp_path, "--format", "dcm") == 2
+    assert "is where the results go, and what lies there is not read" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_by_accident(tmp_path, capsys):
     images.write(tmp_path / "a.png", GREY)
     images.write(tmp_path / "a.tif", RGB)

@@ -399,7 +399,17 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             EVALUATION | {"stream": "pneumonia", "protocol": "study"},
             "official.calibrate_on: no evaluation of its tasks during training is of .* 'study'",
         ),
-        ("evaluations.control.protocol", "study", "control.protocol: 'study' scores studies, but medmnist has none"),
+        (
+            "evaluations.control.protocol",
+            "study",
+            "control.protocol: 'study' needs study_id, which this dataset's examples lack",
+        ),
+        ("evaluations.test.protocol", "eyepacs/kappa", "'eyepacs/kappa' is for the task 'ordinal', 'classification'"),
+        (
+            "streams.shuffled.tasks",
+            {"classification": {"exclusive": True, "threshold": "f1"}},
+            "threshold of task 'shuffled/classification' is 'f1': exclusive classes have no thresholds",
+        ),
         ("evaluations.test.protocol", "chexpert/images", r"test.protocol: .* needs the classes \['Atelectasis', "),
         (
             "streams.shuffled.tasks",
@@ -489,8 +499,22 @@ def test_slices_that_share_patients_are_refused(folders, training, monkeypatch):
     monkeypatch.setattr(builder.Records, "columns", lambda records: {"patient_id": ["p1", "p2", records.split[:1]]})
     with pytest.raises(InputError, match=r"validation.split: 3 patients of 'train\[50%:\]' are in the training split"):
         experiment.compose(config, folders)
-    config["evaluations"]["validation"] |= {"split": "train[:50%]"}  # the very images of the training
-    experiment.compose(config, folders)
+    config["evaluations"]["validation"] |= {"build": {"flag": "pneumoniamnist", "size": 64}}
+    with pytest.raises(InputError, match=r"validation.split: 3 patients"):  # the same images, built otherwise
+        experiment.compose(config, folders)
+    config["evaluations"]["validation"] |= {"build": {}, "split": "train[:50%]"}
+    experiment.compose(config, folders)  # the very images of the training
+
+
+def test_a_protocol_finds_its_classes_and_fields_before_training():
+    vessels = SimpleNamespace(structures=("Vessels",), metrics=lambda ratio=(): None)
+    with pytest.raises(InputError, match=r"'drishti_gs' needs the classes \['Optic Cup', 'Optic Disc'\], which"):
+        experiment._check_protocol(
+            "test", protocols.get("drishti_gs"), {"vessels": vessels}, {"vessels": {"name": "segmentation"}}
+        )
+    with pytest.raises(InputError, match="'fire' needs category, which"):
+        experiment._check_fields("test", protocols.get("fire"), {"image": None, "keypoints": None})
+    experiment._check_fields("test", protocols.get("fire"), {"category": 0})
 
 
 def test_flips_of_what_is_called_left_and_right_are_refused():

@@ -204,15 +204,13 @@ def test_what_is_found_goes_back_to_the_pixels_of_the_file(aspect, transform, tm
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     corners = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / np.tile(size, 2)
     box = Box("Nodule", 0.9, tuple(corners), True, mask_of_box(np.ones((7, 7)), corners, size))
-    points = {"centre": tuple((corners[:2] + corners[2:]) / 2)}
-    findings = Findings(masks={"Heart": bright}, boxes=(box,), box_labels=("Nodule",), points=points)
+    findings = Findings(masks={"Heart": bright}, boxes=(box,), box_labels=("Nodule",))
     back = findings.moved_back(example["geometry"], size, (120, 200))
     truth = pixels[..., 0] > 0
     pixel = 200 / 64  # of the built image, in pixels of the file
     for mask in (back.masks["Heart"], back.boxes[0].mask):
         assert mask.shape == truth.shape and (mask & truth).sum() / (mask | truth).sum() > 0.8
     np.testing.assert_allclose(np.array(back.boxes[0].corners) * (120, 200, 120, 200), (40, 90, 80, 130), atol=pixel)
-    np.testing.assert_allclose(np.array(back.points["centre"]) * (120, 200), (60, 110), atol=pixel)
 
 
 def test_a_box_in_the_filling_of_a_letterbox_is_left_out_and_one_across_it_cut():
@@ -220,8 +218,12 @@ def test_a_box_in_the_filling_of_a_letterbox_is_left_out_and_one_across_it_cut()
     (height, width), (top, left) = fit.scaled(), fit.offset()
     geometry = np.array([[width / 100, 0, left], [0, height / 50, top], [0, 0, 1]])
     inside, across = Box("Mass", 0.5, (0.0, 0.1, 0.2, 0.3), True), Box("Mass", 0.4, (0.0, 0.0, 0.5, 0.5), True)
-    back = Findings(boxes=(inside, across), box_labels=("Mass",)).moved_back(geometry, (64, 64), (50, 100))
+    unsure = Box("Nodule", 0.3, (0.0, 0.0, 0.1, 0.1), True)
+    findings = Findings.of_boxes((inside, across, unsure), ("Mass", "Nodule"))
+    assert findings.scores == {"Mass": 0.5, "Nodule": 0.3} and findings.decisions == {"Mass": True, "Nodule": True}
+    back = findings.moved_back(geometry, (64, 64), (50, 100))
     assert [box.score for box in back.boxes] == [0.4]
+    assert back.scores == {"Mass": 0.4, "Nodule": 0.0} and back.decisions == {"Mass": True, "Nodule": False}
     np.testing.assert_allclose(back.boxes[0].corners, (0, 0, 0.5, 0.5), atol=1e-6)
 
 
@@ -251,7 +253,6 @@ def test_every_result_is_in_the_pixels_of_the_file(tmp_path):
         masks={"Left Lung": mask},
         boxes=(box, unsure),
         box_labels=("Nodule", "Mass", "Fracture"),
-        points={"Apex": (0.5, 0.1)},
     )
     out = tmp_path / "out"
     result = predict.Writer(out, "a run")((_opened(tmp_path / "a.png", np.zeros((30, 50, 1), np.uint8)), findings))
@@ -277,8 +278,6 @@ def test_every_result_is_in_the_pixels_of_the_file(tmp_path):
     np.testing.assert_allclose(first["bbox"], (10, 3, 20, 12))
     np.testing.assert_array_equal(rle.coco_decode(first["segmentation"]["counts"], 30, 50), mask)
     assert second["category_id"] == 2 and second["bbox"] == [0, 0, 50, 30] and "segmentation" not in second
-    (point,) = _rows(out, "points.csv")
-    assert (point["point"], point["y"], point["x"]) == ("Apex", "15.0", "5.0")
     assert not (out / "failed.csv").exists()
 
 

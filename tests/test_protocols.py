@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from references import medmnist_evaluator
 
-from mediax import evaluate, protocols, vocabulary
+from mediax import catalog, evaluate, protocols, vocabulary
 from mediax.datasets import (
     chestxdet,
     chestxray14,
@@ -78,6 +78,12 @@ def test_the_order_of_the_images_does_not_matter():
 def test_a_dataset_without_studies_cannot_be_scored_by_study():
     with pytest.raises(InputError, match="'study' scores studies, but this dataset has no study_id"):
         protocols.cases(protocols.get("study"), PREDICTIONS, TARGETS, {"patient_id": HOST["patient_id"]})
+
+
+def test_a_protocol_is_for_a_task_that_is_there():
+    for protocol in protocols.PROTOCOLS.values():
+        if protocol.name not in ("image", "study"):
+            assert catalog.load("tasks", protocol.task).Task
 
 
 def test_a_typo_lists_the_protocols():

@@ -111,6 +111,21 @@ def test_a_file_in_two_places_is_ambiguous(tmp_path, raw):
         build(tmp_path, tmp_path / "raw")
 
 
+@pytest.mark.parametrize("name", ["test", "dicom_images_test", "stage_1_test_images"])
+def test_the_folder_of_the_test_images_may_have_another_name(tmp_path, raw, name):
+    (raw / "dicom-images-test").rename(raw / name)
+    splits = [split for split, _ in records(build(tmp_path, tmp_path / "raw")).values()]
+    assert splits.count("test") == TESTS
+
+
+def test_folders_above_the_datasets_own_say_nothing_of_its_splits(tmp_path, raw):
+    above = tmp_path / "dicom-images-test"
+    above.mkdir()
+    shutil.move(raw, above / "siim_acr")
+    splits = [split for split, _ in records(build(tmp_path, above)).values()]
+    assert splits.count("test") == TESTS < len(splits)
+
+
 def test_folders_may_be_nested(tmp_path, raw):
     (raw / "siim").mkdir()
     for path in list(raw.iterdir()):

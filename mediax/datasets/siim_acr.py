@@ -50,12 +50,14 @@ dicom-images-test/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm
 
 TABLES = ("stage_2_train.csv", "stage_2_train.csv.gz", "train-rle.csv", "train-rle.csv.gz")  # the preferred one first
 IMAGE_FOLDER = re.compile(r"siim.*|pneumothorax.*|dicom.*|.*train.*|.*test.*|images|[0-9.]+", re.IGNORECASE)
+TEST_FOLDER = re.compile(r"(?!.*train).*test.*", re.IGNORECASE)
 UNLABELLED = "stage_2_images"
 
 
 class Release(NamedTuple):
-    """The label table, and the DICOM files by SOPInstanceUID."""
+    """The folder of it all, the label table in it, and the DICOM files by SOPInstanceUID."""
 
+    folder: Path
     table: Path
     files: dict[str, Path]
 
@@ -79,7 +81,7 @@ class Builder(builder.Builder):
         for name in TABLES:
             for table in (folder / name, *sorted(folder.glob(f"*/{name}"))):
                 if table.is_file() and {"ImageId", "EncodedPixels"} <= set(builder.table_columns(table)):
-                    return Release(table, dicom_files(folder))
+                    return Release(folder, table, dicom_files(folder))
         return None
 
     def rows(self, release):
@@ -88,7 +90,9 @@ class Builder(builder.Builder):
         for name, lines in runs.items():
             path = release.files.get(name, release.table.parent / f"{name}.dcm")
             fields = {"labels": np.int8([lines[0][1] != "-1"]), "runs": lines}
-            splits[split_of(name, path)].append(builder.Row(name, name, path, lines[0][0], fields))
+            splits[split_of(name, path.relative_to(release.folder))].append(
+                builder.Row(name, name, path, lines[0][0], fields)
+            )
         unlisted = len(release.files.keys() - runs.keys())
         if unlisted:
             logging.info("siim_acr: %d DICOM files have no line in %s and are left out", unlisted, release.table)
@@ -136,8 +140,8 @@ def read_runs(table: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def split_of(name: str, path: Path) -> str:
-    """The split of an image: the folder tells stage 1's test set, the rule of `validation` the rest."""
-    if any(part.lower().startswith("dicom-images-test") for part in path.parts):
+    """The split of an image: folders below the dataset's own tell stage 1's test set, `held_out` divides the rest."""
+    if any(TEST_FOLDER.fullmatch(part) for part in path.parent.parts):
         return "test"
     return "validation" if builder.held_out(name, 0.1, salt="siim_acr/validation") else "train"
 

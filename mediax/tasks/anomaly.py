@@ -159,27 +159,33 @@ class Task:
         targets: Mapping[str, np.ndarray],
         groups: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Fits the mixture, and the threshold to the scores of images that the mixture they are scored by did not see.
+        """Fits the mixture, and the threshold to scores of images by mixtures that did not see their patients.
 
-        Images labelled as anomalous are left out; clusters know no labels.
+        Images labelled as anomalous are left out; clusters know no labels, and scores of the reconstruction no mixture.
         """
         features, error = predictions[self.features].astype(np.float64), predictions["error"].astype(np.float64)
+        patients = np.arange(len(features)) if groups is None else _numbered(groups)
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
-            features, error = features[normal], error[normal]
+            features, error, patients = features[normal], error[normal], _numbered(patients[normal])
+        if not len(features):
+            raise InputError(f"task {self.name!r}: no normal image to find the threshold on; see calibrate_on")
+        calibration = {"mean_features": features.mean(axis=0).tolist(), "mean_error": float(error.mean())}
+        if not self.clusters and self.score == "reconstruction":
+            return calibration | {"threshold": float(np.quantile(error, self.quantile))}
         # A spread in each direction takes two images more than directions, and each fold leaves some out.
         directions = self.dimensions or (features.shape[1] if self.covariance == "full" else 0)
         fewest = max(FOLDS, 2 * self.components, math.ceil((directions + 2) * FOLDS / (FOLDS - 1)))
-        if len(features) < fewest:
+        if len(features) < fewest or patients.max() + 1 < FOLDS:
             raise InputError(
-                f"task {self.name!r}: {len(features)} images to fit the mixture to, expected at least {fewest}: choose "
-                "the training split for calibrate_on, or fewer components and dimensions (0: all there are)"
+                f"task {self.name!r}: {len(features)} images of {patients.max() + 1} patients to fit the mixture to, "
+                f"expected at least {fewest} of {FOLDS}: choose the training split for calibrate_on, or fewer "
+                "components and dimensions (0: all there are)"
             )
-        calibration = self._fit(features)
-        calibration |= {"mean_features": features.mean(axis=0).tolist(), "mean_error": float(error.mean())}
+        calibration |= self._fit(features)
         if not self.clusters:
-            scores = self._unseen_scores(features) if self.score == "likelihood" else error
-            calibration["threshold"] = float(np.quantile(scores, self.quantile))
+            unseen = self._unseen_scores(features, patients)
+            calibration["threshold"] = float(np.quantile(unseen, self.quantile))
         return calibration
 
     def trivial(self, predictions: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -356,14 +362,22 @@ class Task:
             "covariances": mixture.covariances_.tolist(),
         }
 
-    def _unseen_scores(self, features: np.ndarray) -> np.ndarray:
-        """The score of each image under a mixture of the others: those that it was fitted to look too likely."""
+    def _unseen_scores(self, features: np.ndarray, patients: np.ndarray) -> np.ndarray:
+        """The score of each image under a mixture of other patients': those that it was fitted to look too likely."""
         from sklearn.model_selection import KFold
 
         scores = np.empty(len(features))
-        for seen, unseen in KFold(FOLDS, shuffle=True, random_state=self.seed).split(features):
-            scores[unseen] = self.scores({self.features: features[unseen]}, self._fit(features[seen]))
+        folds = KFold(FOLDS, shuffle=True, random_state=self.seed)
+        for _, chosen in folds.split(np.arange(patients.max() + 1)):
+            unseen = np.isin(patients, chosen)
+            scores[unseen] = self.scores({self.features: features[unseen]}, self._fit(features[~unseen]))
         return scores
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """Numbers groups from 0 in the order in which they come first: i[N]."""
+    _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[index]
 
 
 def _is_count(value: Any, least: int) -> bool:

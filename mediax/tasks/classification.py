@@ -50,6 +50,11 @@ class Task:
         if isinstance(self.threshold, str) and self.threshold not in THRESHOLDS:
             hint = catalog.suggestion(self.threshold, THRESHOLDS)
             raise InputError(f"config field threshold of task {self.name!r}: no rule {self.threshold!r}; {hint}")
+        if self.exclusive and isinstance(self.threshold, str):
+            raise InputError(
+                f"config field threshold of task {self.name!r} is {self.threshold!r}: exclusive classes have no "
+                "thresholds, the highest score is called; leave it out"
+            )
         if not isinstance(self.threshold, str) and not 0 <= self.threshold <= 1:
             raise InputError(f"config field threshold of task {self.name!r} is {self.threshold}: expected 0 to 1")
         if not 0 <= self.label_smoothing < 1:

@@ -278,13 +278,7 @@ class Task:
             has_mask = called and "masks" in predictions
             mask = mask_of_box(predictions["masks"][row, place], corners, size) if has_mask else None
             found.append(Box(self.box_classes[labels[place]], float(scores[place]), tuple(corners), called, mask))
-        best = {name: max((box.score for box in found if box.label == name), default=0.0) for name in self.box_classes}
-        return Findings(
-            scores=best,
-            decisions={name: any(box.called and box.label == name for box in found) for name in self.box_classes},
-            boxes=tuple(found),
-            box_labels=self.box_classes,
-        )
+        return Findings.of_boxes(found, self.box_classes)
 
     def _least_shown(self) -> float:
         return max(self.shown, float(np.finfo(np.float32).tiny))
