@@ -20,7 +20,10 @@ from ml_collections import ConfigDict
 CONVNEXT = {"name": "convnext", "options": {"variant": "tiny", "drop_path": 0.1}}
 DATASETS = {
     "chexpert": {"dataset": "chexpert", "build": {"size": 224, "views": "frontal"}},
-    "eyepacs": {"dataset": "eyepacs", "build": {"size": 224}},
+    "eyepacs": {
+        "dataset": "eyepacs",
+        "build": {"size": 224, "aspect": "letterbox", "encoding": "jpeg95", "split": "held_out"},
+    },
 }
 SPLITS = {
     "chexpert": {"validation": "tuning", "test": "valid"},
@@ -70,6 +73,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
                 "split": split,
                 "transform": ({"name": "to_channels", "channels": channels},),
                 "during_training": purpose == "validation",
+                "optional": purpose == "test" and name == "eyepacs",  # its labels came later
             }
     config.best = {"metric": f"{'chexpert_' if len(names) > 1 else ''}validation/loss", "mode": "min"}
     config.optimizer = {"name": "adamw", "peak": 1e-3, "warmup_steps": 2_000, "weight_decay": 0.05}
@@ -93,9 +97,8 @@ def _phantom(config: ConfigDict, channels: int) -> ConfigDict:
         evaluation.transform = ({"name": "resize", "size": 64}, *evaluation.transform)
     # The network of chexpert_convnext.py:phantom.
     config.backbone.options = {
-        "depths": (0, 1, 2, 2, 1),
-        "widths": (16, 32, 64, 128, 256),
-        "stem_stride": 2,
+        "depths": (1, 2, 2, 1),
+        "widths": (32, 64, 128, 256),
         "layer_scale": 1.0,
     }
     config.steps = 400

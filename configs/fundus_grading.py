@@ -10,7 +10,9 @@ minutes on a laptop, `phantom`. Learnt are the probabilities of the five grades 
 those of the highest kappa on the validation split. Start from published weights with --config.backbone.pretrained:
 convnext_tiny_22k_1k_224.pth, swin_tiny_patch4_window7_224_22kto1k_finetune.pth, dinov2_vits14_pretrain.pth.
 
-Splits are the competition's: its public leaderboard's images validate, its private one's test. Reference figures,
+Splits are the competition's: its public leaderboard's images validate, its private one's test. Without the labels of
+both, retinopathy_solution.csv, a tenth of the training patients validates, and nothing is left to test on:
+--config.streams.eyepacs.build.split=held_out. Reference figures,
 quadratic weighted kappa on the latter, of the team o_O, second of 661 (github.com/sveitser/kaggle_diabetic): 0.845 with
 its ensemble and both eyes, 0.839 with one architecture.
 """

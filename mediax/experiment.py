@@ -150,6 +150,7 @@ MINIMUM = {  # of the numbers of a config that are not free
     "weight": 0.0,
 }
 BELOW = {"ema_decay": 1.0}
+EXAMPLES = 4  # of a dataset, that tasks may look at before training
 NAMES = ("classes", "box_classes", "structures")  # fields of tasks that name what their dataset annotates
 TASK_METHODS = (
     *("parts", "apply", "count", "loss", "predict", "targets"),
@@ -673,7 +674,12 @@ def _tasks(
                     f"config field streams.{stream_name}.tasks.{name}: needs {field.name}, and the dataset "
                     f"{stream['dataset']!r} has none; choose a dataset that is annotated so, or another task"
                 )
-        tasks[name] = module.Task(**given, **options)
+        try:
+            tasks[name] = module.Task(**given, **options)
+        except TypeError as error:
+            raise InputError(
+                f"config field streams.{stream_name}.tasks.{name}: an option has a value of the wrong type: {error}"
+            ) from error
     return tasks
 
 
@@ -696,6 +702,7 @@ def _stream(
     _check_flips(name, spec["transform"], tasks)
     source = sources.open(spec["dataset"], spec["build"], spec["split"])
     read = sources.read(spec["dataset"], spec["read"])
+    _check_examples(source, read, tasks)
     seed = data.seed_of(config["seed"], name)
     if spec["permute_labels"]:
         source, read = data.PermutedLabels(source, read, seed), _identity
@@ -751,6 +758,11 @@ def _evaluations(
         try:
             source = sources.open(dataset, build, spec["split"])
         except builder.AbsentSplit as error:
+            if name == selecting:
+                raise InputError(
+                    f"{error} The evaluation {name!r} cannot do without it: config field best.metric chooses the "
+                    "checkpoint by it"
+                ) from None
             if not spec["optional"]:
                 raise InputError(f"{error} To do without: --config.evaluations.{name}.optional=True") from None
             logging.warning("config field evaluations.%s is left out: %s", name, error)
@@ -763,6 +775,7 @@ def _evaluations(
             trained = partial(sources.open, dataset, stream["build"], stream["split"])
             _check_patients(name, spec["split"], source, stream["split"], trained)
         _check_fields(name, protocol, read_record(source[0]))
+        _check_examples(source, read_record, evaluated)
         views = _views(spec)
         inference.check(views, evaluated, f"evaluations.{name}")
         _warn_of_copies(name, views, calibrate_on, _views(specs[calibrate_on]))
@@ -962,6 +975,14 @@ def _check_fields(name: str, protocol: protocols.Protocol, example: Mapping[str,
             f"config field evaluations.{name}.protocol: {protocol.name!r} needs {', '.join(missing)}, which this "
             "dataset's examples lack; choose another protocol, for instance 'image'"
         )
+
+
+def _check_examples(source: builder.Records, read: Callable[..., Batch], tasks: Mapping[str, Any]) -> None:
+    """Lets tasks that know what examples must be like look at the first ones; they raise InputError."""
+    for task in tasks.values():
+        if hasattr(task, "check_example"):
+            for row in range(min(EXAMPLES, len(source))):
+                task.check_example(read(source[row]))
 
 
 def _process() -> tuple[int, int]:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from mediax.box_metrics import sensitivity_at
 from mediax.files import replace_file
 from mediax.metric_log import read_metrics
-from mediax.metrics import CALIBRATION_BINS
+from mediax.metrics import CALIBRATION_BINS, sign
 from mediax.samples import calls, deviations
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which a run without figures should not pay
@@ -58,7 +58,11 @@ STYLE = {
     "lines.linewidth": 1.4,
 }
 TRAINING = ("train", "loss", "learning_rate", "gradient_norm")  # first words; every other one names an evaluation
-HEADLINES = ("auroc", "average_precision", "quadratic_weighted_kappa", "balanced_accuracy", "f1")
+# What is drawn first, if there is more than has room.
+HEADLINES = (
+    *("auroc", "ap50", "score", "dice", "pixel_f1", "quadratic_weighted_kappa", "auc", "knn_auroc", "mae", "error"),
+    *("average_precision", "ap", "iou", "balanced_accuracy", "f1"),
+)
 MOST_LINES = 6
 MOST_PANELS = 9
 SMOOTHING = 0.05  # the running median spans this share of the rows
@@ -133,9 +137,11 @@ def _panels(names: Iterable[str]) -> dict[str, list[str]]:
     # "auroc/Edema" is one class of "auroc/macro"; "cohen_kappa" stands for itself.
     macros = {name.removesuffix("/macro") for name in metrics if name.endswith("/macro")}
     overall = [name for name in metrics if name.endswith("/macro") or name.rpartition("/")[0] not in macros]
+    ranked = sorted(overall, key=_headline_rank)
     return {
         "Loss": _fewest_words([n for n in training if n.endswith("loss")])[:MOST_LINES] + losses[:MOST_LINES],
-        "Evaluation": sorted(overall, key=_headline_rank)[:MOST_LINES],
+        "Evaluation": [name for name in ranked if not _is_error(name)][:MOST_LINES],
+        "Errors": [name for name in ranked if _is_error(name)][:MOST_LINES],
         "Learning rate": [name for name in training if "learning_rate" in name][:MOST_LINES],
         "Gradient norm": [name for name in training if "gradient_norm" in name][:MOST_LINES],
     }
@@ -150,8 +156,18 @@ def _fewest_words(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.count("/") == fewest]
 
 
+def _is_error(name: str) -> bool:
+    """Whether a figure has a unit of its own, as years or pixels, instead of a share."""
+    metric = _metric_of(name)
+    return sign(metric) < 0 or metric == "bias"
+
+
+def _metric_of(name: str) -> str:
+    return name.removesuffix("/macro").rpartition("/")[2]
+
+
 def _headline_rank(name: str) -> int:
-    metric = name.removesuffix("/macro").rpartition("/")[2]
+    metric = _metric_of(name)
     return HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
 
 
@@ -808,10 +824,10 @@ def _show_overlay(axes: Axes, overlay: Overlay, i: int, classes: Sequence[str], 
 
 
 def _show_texts(axes: Axes, texts: Sequence[tuple[str, str, str]]) -> None:
-    for line, (sign, colour, text) in enumerate(texts):
+    for line, (mark, colour, text) in enumerate(texts):
         below = (0, -2 - 72 * LINE_HEIGHT * line)
         where = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-        axes.annotate(f"{sign} {text}".strip(), (0, 0), below, color=colour, fontsize=6.5, **where)
+        axes.annotate(f"{mark} {text}".strip(), (0, 0), below, color=colour, fontsize=6.5, **where)
 
 
 def _sheet_title(findings: bool, truth: Overlay | None, prediction: Overlay | None) -> str:

@@ -99,8 +99,8 @@ def evaluate_all(training: Training, state: train.TrainState, workdir: Path) -> 
         rows, calibration = collected[evaluation.rows], calibrations[evaluation.calibrate_on]
         step = training.predict_steps[evaluation.rows]
         for scored in evaluate.score(evaluation, rows, calibration, resamples=training.resamples):
-            results.append(_result(scored))
             of_task = calibration[scored.task]
+            results.append(_result(scored, of_task))
             samples = evaluate.samples(step, variables, evaluation, training.mesh, rows, scored.task, of_task)
             if jax.process_index() == 0:
                 _draw(workdir, scored, rows, samples, of_task)
@@ -120,15 +120,17 @@ def _save_calibration(workdir: Path, training: Training, calibrations: Mapping[s
     replace_file(workdir / "calibration.json", text.encode() + b"\n")
 
 
-def _result(scored: evaluate.Score) -> report.Result:
+def _result(scored: evaluate.Score, calibration: Mapping[str, Any]) -> report.Result:
     evaluation = scored.evaluation
     protocol = evaluation.protocol
+    chosen = [name for name in calibration if name.startswith("threshold")]
+    thresholds = f"; thresholds from {evaluation.calibrate_on}" if chosen else ""
     return report.Result(
         evaluation=evaluation.name,
         dataset=evaluation.dataset,
         split=evaluation.split,
         task=scored.task,
-        protocol=f"{protocol.name} ({protocol.description}; thresholds from {evaluation.calibrate_on})",
+        protocol=f"{protocol.name} ({protocol.description}{thresholds})",
         metrics=tuple(scored.metrics),
         phantom=evaluation.phantom,
         headline=protocol.headline,

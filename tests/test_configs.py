@@ -223,6 +223,16 @@ def test_every_exercise_of_minijsrt_is_there(tmp_path):
     assert commands and all("mediax.convert" in command for command in commands.values())
 
 
+@pytest.mark.parametrize("ending", ["", "phantom"])
+def test_a_pretrained_backbone_is_that_of_the_config_that_takes_it_over(ending):
+    pretraining, fine_tuning = (
+        experiment.load_config(f"{experiment.ROOT}/configs/{name}.py:{variant}")
+        for name, variant in (("chest_pretraining", f"chest,{ending}".strip(",")), ("chexpert_convnext", ending))
+    )
+    assert pretraining.backbone.options.to_dict() == fine_tuning.backbone.options.to_dict()
+    assert pretraining.backbone.name == fine_tuning.backbone.name
+
+
 @pytest.mark.parametrize("path", experiment.config_files(), ids=lambda path: path.stem)
 def test_no_two_variants_of_a_config_are_the_same(path):
     """Compared are complete configs, so that a variant that sets what is the default anyway is none."""

@@ -410,6 +410,12 @@ def test_tasks_know_the_classes_of_their_dataset(training):
             {"classification": {"exclusive": True, "threshold": "f1"}},
             "threshold of task 'shuffled/classification' is 'f1': exclusive classes have no thresholds",
         ),
+        ("evaluations.validation.split", "tset", "The evaluation 'validation' cannot do without it: config field best"),
+        (
+            "streams.shuffled.tasks",
+            {"classification": {"label_smoothing": None}},
+            "shuffled.tasks.classification: an option has a value of the wrong type: ",
+        ),
         ("evaluations.test.protocol", "chexpert/images", r"test.protocol: .* needs the classes \['Atelectasis', "),
         (
             "streams.shuffled.tasks",

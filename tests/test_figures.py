@@ -81,6 +81,18 @@ def test_curves_have_a_panel_for_what_was_logged(tmp_path, texts):
     assert "val/nih/auroc/Edema" not in texts
 
 
+def test_curves_of_years_or_pixels_have_a_panel_of_their_own(tmp_path, texts):
+    panels = figures._panels(
+        ["val/fire/auc", "val/fire/error", "val/age/bias", "val/age/mae", "val/age/r2", "val/loss"]
+    )
+    assert panels["Evaluation"] == ["val/fire/auc", "val/age/r2"]
+    assert panels["Errors"] == ["val/age/mae", "val/fire/error", "val/age/bias"]
+    many = [
+        f"{name}/embedding/{figure}" for name in "ab" for figure in ("recall@1", "recall@5", "p@1", "knn_auroc/macro")
+    ]
+    assert figures._panels(many)["Evaluation"][:2] == ["a/embedding/knn_auroc/macro", "b/embedding/knn_auroc/macro"]
+
+
 def test_curves_of_nothing_are_not_drawn(tmp_path):
     assert figures.curves(tmp_path) is None
     write_log(tmp_path, [{"step": 1, "train/nih/accuracy": 0.5}])

@@ -289,6 +289,15 @@ def test_head_pictures_and_findings(tmp_path, sheets):
     assert [name for name, called in found.decisions.items() if called] == ["severe"]
 
 
+def test_examples_have_one_grade_or_none():
+    task = make_task()
+    for labels in ([0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [NAN] * 5):
+        task.check_example({"id": "10_left", "labels": np.float32(labels)})
+    for labels in ([0, 1, 0, 1, 0], [0] * 5, [0.5, 0.5, 0, 0, 0]):
+        with pytest.raises(InputError, match=r"'eye/grade' predicts one of .* image '10_left' has the labels .*grades"):
+            task.check_example({"id": "10_left", "labels": np.float32(labels)})
+
+
 def test_errors_name_the_task():
     for options, words in (
         ({"criterion": "mze"}, "criterion of task 'eye/grade': no criterion 'mze'; did you mean 'mse'"),

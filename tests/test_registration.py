@@ -243,6 +243,8 @@ def test_pictures(tmp_path, sheets):
 def test_errors_name_the_task():
     for options, words in (
         ({"match": -1}, "match of task 'eyes/registration' is -1: expected 0 or more"),
+        ({"match": 0, "distance": 0}, "match and distance of task 'eyes/registration' are both 0"),
+        ({"size": (2912,)}, r"size of task 'eyes/registration' is \(2912,\): expected \(height, width\)"),
         ({"head": {"name": "matcher", "radus": 1}}, "did you mean 'radius'"),
     ):
         with pytest.raises(InputError, match=words):

@@ -192,6 +192,7 @@ def test_errors_name_the_task():
     for options, words in (
         ({"criterion": "l3"}, "criterion of task 'chest/regression': no loss 'l3'; did you mean"),
         ({"mean": (1.0,)}, r"mean of task 'chest/regression' is \(1.0,\): expected 2 numbers"),
+        ({"mean": 58.0}, r"mean of task 'chest/regression' is 58.0: expected 2 numbers, one for each target as in"),
         ({"std": (1.0, 0.0)}, "std of task 'chest/regression'.*above 0"),
         ({"huber_delta": 0}, "huber_delta of task"),
         ({"target_names": ()}, "target_names of task 'chest/regression'.*TARGETS"),

@@ -451,12 +451,38 @@ def test_overlays_show_the_protocols_structures_alone(tmp_path, monkeypatch):
         np.testing.assert_array_equal(of_one, of_all[..., 1:2])
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_of_certain_pixels_has_a_gradient(exclusive, gamma):
+    batch = make_batch(exclusive=exclusive)
+    task = replace(TASK, exclusive=exclusive, losses={"focal": 1.0}, focal_gamma=gamma)
+    logits = 300 * logits_of(batch, outputs=3 + exclusive)
+    gradient = jax.grad(lambda x: task.loss(x, batch, task.count(batch))[0])(logits)
+    assert np.isfinite(gradient).all()
+
+
+def test_exclusive_structures_do_not_overlap():
+    disc, cup = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    disc[2:18, 2:18], cup[6:12, 6:12] = 1, 1
+    task = replace(TASK, structures=("Optic Disc", "Optic Cup"), exclusive=True)
+    nested = {"id": "drishti_001", "masks": np.stack([disc, cup], -1)}
+    with pytest.raises(InputError, match=r"exclusive .*image 'drishti_001' 36 pixels belong to several of .*to False"):
+        task.check_example(nested)
+    replace(task, exclusive=False).check_example(nested)
+    task.check_example(nested | {"masks": np.stack([disc - cup, cup], -1)})
+    cup[2, 2] = 1  # a pixel at a border
+    task.check_example(nested | {"masks": np.stack([disc - cup + (cup & disc) * (np.arange(20) == 2), cup], -1)})
+    task.check_example({"id": "unknown"})
+
+
 def test_messages_name_what_fits():
     for options, words in (
         ({"losses": {"dise": 1.0}}, "did you mean 'dice'"),
         ({"losses": {}}, "expected name -> weight"),
         ({"losses": {"dice": -1.0}}, "expected 0 or more"),
         ({"threshold": "youden"}, "expected 0 to 1, or one of the rules dice, f1"),
+        ({"exclusive": True, "threshold": "dice"}, "is 'dice': exclusive structures have no thresholds"),
+        ({"focal_gamma": -1}, "focal_gamma of task 'stream/segmentation' is -1: expected 0 or more"),
         ({"structures": ()}, "expected the names of the masks' channels"),
         ({"head": "unet"}, "expected a dict"),
         ({"head": {"name": "unet", "width": 3}}, "did you mean 'widths'"),

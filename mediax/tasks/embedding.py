@@ -53,9 +53,9 @@ class Task:
         if self.positives not in POSITIVES:
             hint = catalog.suggestion(self.positives, POSITIVES)
             raise InputError(f"config field positives of task {self.name!r}: no positives {self.positives!r}; {hint}")
-        if self.neighbours < 1:
+        if not isinstance(self.neighbours, int) or self.neighbours < 1:
             raise InputError(
-                f"config field neighbours of task {self.name!r} is {self.neighbours}: expected 1 or more, say 20"
+                f"config field neighbours of task {self.name!r} is {self.neighbours}: expected a whole number, say 20"
             )
         self._head()  # checks the name and the options
 

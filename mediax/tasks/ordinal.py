@@ -67,6 +67,15 @@ class Task:
             )
         self._head()  # checks the name and the options
 
+    def check_example(self, example: Mapping[str, Any]) -> None:
+        """Raises InputError if the labels of an example are not one grade, or unknown."""
+        labels = np.asarray(example.get("labels", np.nan), np.float64)
+        if not np.isnan(labels).any() and not (sorted(labels)[-2:] == [0, 1] and labels.sum() == 1):
+            raise InputError(
+                f"task {self.name!r} predicts one of {list(self.classes)}, the image {example['id']!r} has the labels "
+                f"{labels.tolist()}: choose a dataset whose labels are grades, or the task classification"
+            )
+
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
         head, options = self._head()

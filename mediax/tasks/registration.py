@@ -53,6 +53,10 @@ class Task:
                 raise InputError(
                     f"config field {option} of task {self.name!r} is {getattr(self, option)}: expected 0 or more"
                 )
+        if self.match == self.distance == 0:
+            raise InputError(f"config fields match and distance of task {self.name!r} are both 0: nothing to learn")
+        if len(self.size) != 2:
+            raise InputError(f"config field size of task {self.name!r} is {self.size}: expected (height, width)")
         self._head()  # checks the name and the options
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:

@@ -58,10 +58,10 @@ class Task:
             )
         for option in ("mean", "std"):
             values = getattr(self, option)
-            if len(values) not in (0, len(self.target_names)):
+            if not isinstance(values, Sequence) or len(values) not in (0, len(self.target_names)):
                 raise InputError(
                     f"config field {option} of task {self.name!r} is {values!r}: expected {len(self.target_names)} "
-                    "numbers, one for each target, or none"
+                    "numbers, one for each target as in (58.0,), or none"
                 )
         if any(value <= 0 for value in self.std):
             raise InputError(f"config field std of task {self.name!r} is {self.std!r}: expected numbers above 0")

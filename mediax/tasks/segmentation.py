@@ -4,6 +4,7 @@ A structure that nobody annotated in an image (`mask_valid` False) is left out t
 `field_of_view`, in the loss and in the metrics.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ PER_PIXEL = ("pixel_f1", "pixel_sensitivity", "pixel_specificity", "pixel_accura
 RULES = ("dice", "f1")
 # Thresholds among which a rule chooses, evenly spread in the logit: those of thin structures lie near 0.
 CANDIDATES = tuple((1 / (1 + np.exp(-np.linspace(-6, 6, 49)))).round(6).tolist())
+MOST_OVERLAP = 0.01  # of what exclusive structures cover together
 CELLS = 32  # along a side of the mean mask, which is smooth; of 30,000 images a quarter of a gigabyte is kept so
 SMOOTHING = 1.0  # pixels: the Dice loss of an empty mask that is predicted empty is then 0
 
@@ -74,12 +76,32 @@ class Task:
                 f"config field threshold of task {self.name!r} is {self.threshold!r}: expected 0 to 1, or one of the "
                 f"rules {', '.join(RULES)}"
             )
+        if self.exclusive and self.threshold != 0.5:
+            raise InputError(
+                f"config field threshold of task {self.name!r} is {self.threshold!r}: exclusive structures have no "
+                "thresholds, the largest probability is called; leave it out"
+            )
+        if not 0 <= self.focal_gamma < math.inf:
+            raise InputError(
+                f"config field focal_gamma of task {self.name!r} is {self.focal_gamma}: expected 0 or more"
+            )
         self._head()  # checks the name and the options
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """What the last axis of the outputs is called: S names, after that of the background if `exclusive`."""
         return (*("background",) * self.exclusive, *self.structures)
+
+    def check_example(self, example: Mapping[str, Any]) -> None:
+        """Raises InputError if structures that are to be exclusive overlap, beyond what rounding at borders does."""
+        if not self.exclusive or "masks" not in example:
+            return
+        covering = (np.asarray(example["masks"]) > 0).sum(-1)
+        if (covering > 1).sum() > MOST_OVERLAP * (covering > 0).sum():
+            raise InputError(
+                f"config field exclusive of task {self.name!r}: of the image {example['id']!r} "
+                f"{(covering > 1).sum()} pixels belong to several of {list(self.structures)}; set it to False"
+            )
 
     def parts(self, channels: Mapping[int, int]) -> dict[str, Build]:
         """Names the parts that this task adds to the backbone's `channels` (stride -> width), with their builds."""
@@ -332,7 +354,9 @@ class Task:
             entropy = jax.nn.softplus(jnp.where(masks > 0, -logits, logits))
         if name == "focal":
             # -expm1(-entropy) is 1 - p of the true state, without the rounding of 1 - exp near 0.
-            entropy = (-jnp.expm1(-entropy)) ** self.focal_gamma * entropy
+            # No root has a slope at 0, where a pixel is certain.
+            missed = jnp.maximum(-jnp.expm1(-entropy), jnp.finfo(jnp.float32).tiny)
+            entropy = missed**self.focal_gamma * entropy
         return (entropy * seen).sum((1, 2)) / jnp.maximum(seen.sum((1, 2)), 1.0)
 
     def _thresholds(self) -> tuple[float, ...]:
