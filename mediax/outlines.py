@@ -1,4 +1,4 @@
-"""Draws what was found in an image onto it: outlines of masks, boxes, and a panel of scores beside it."""
+"""Draws what was found in an image onto it: outlines of masks and boxes, and a panel of scores beside it."""
 
 import itertools
 
