@@ -164,15 +164,16 @@ class Task:
         Images labelled as anomalous are left out; clusters know no labels, and scores of the reconstruction no mixture.
         """
         features, error = predictions[self.features].astype(np.float64), predictions["error"].astype(np.float64)
-        patients = np.arange(len(features)) if groups is None else _numbered(groups)
+        groups = np.arange(len(features)) if groups is None else np.asarray(groups)
         if not self.clusters:
             normal = targets["labels"][:, 0] != 1
-            features, error, patients = features[normal], error[normal], _numbered(patients[normal])
+            features, error, groups = features[normal], error[normal], groups[normal]
         if not len(features):
             raise InputError(f"task {self.name!r}: no normal image to find the threshold on; see calibrate_on")
         calibration = {"mean_features": features.mean(axis=0).tolist(), "mean_error": float(error.mean())}
         if not self.clusters and self.score == "reconstruction":
             return calibration | {"threshold": float(np.quantile(error, self.quantile))}
+        patients = _numbered(groups)
         # A spread in each direction takes two images more than directions, and each fold leaves some out.
         directions = self.dimensions or (features.shape[1] if self.covariance == "full" else 0)
         fewest = max(FOLDS, 2 * self.components, math.ceil((directions + 2) * FOLDS / (FOLDS - 1)))
