@@ -19,7 +19,7 @@ training images and score the last four:
     --config.streams.vessels.split=train --config.evaluations.training.split=train
     --config.evaluations.test.split=tuning
 
-The real size of DRIVE on made-up photographs, half an hour on one core:
+The real size of DRIVE on made-up photographs, half an hour to 45 minutes on one core:
 
     python -m mediax.main --config=configs/drive_vessels.py:phantom --workdir=runs/phantom --data_dir=data
         --config.phantom.drive.size=584 --config.phantom.drive.images=20 --config.steps=3000

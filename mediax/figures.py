@@ -308,7 +308,8 @@ def compare_roc(
     arrays = {name: _matrices(*pair, classes) for name, pair in models.items()}
     columns = 2 if len(classes) == 1 else 4
     rows = math.ceil(2 * len(classes) / columns)
-    with _drawing(path, 3.4 * columns, (3.7 + 0.13 * len(models)) * rows) as figure:
+    with _drawing(path, 3.4 * columns, (4.0 + 0.13 * len(models)) * rows) as figure:
+        figure.get_layout_engine().set(h_pad=0.2)  # inches: a title keeps away from the legend above it
         for k, name in enumerate(classes):
             left, right = (figure.add_subplot(rows, columns, 2 * k + panel) for panel in (1, 2))
             _plot_chance(left)
