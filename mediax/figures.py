@@ -69,6 +69,7 @@ SMOOTHING = 0.05  # the running median spans this share of the rows
 FEWEST_IN_BIN = 10  # predictions that a bin of a single class needs to be drawn
 TILE, GAP, LINE_HEIGHT, TITLE_HEIGHT = 2.0, 0.08, 0.14, 0.2  # inches, on a sheet of images
 LINE_LENGTH = 34  # characters that fit below an image
+BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}  # a legend there hides no curve
 
 
 @contextlib.contextmanager
@@ -110,7 +111,8 @@ def curves(workdir: str | os.PathLike, *, best_step: int | None = None) -> Path 
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     drawn = np.concatenate([series[name][0] for names in panels.values() for name in names])
-    with _drawing(path, 5.4 * columns, 3.2 * rows) as figure:
+    most = max(len(names) for names in panels.values()) + (best_step is not None)
+    with _drawing(path, 5.4 * columns, (3.2 + 0.16 * most) * rows) as figure:
         for i, (title, names) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, i)
             _curve_panel(axes, title, {name: series[name] for name in names}, best_step)
@@ -193,7 +195,7 @@ def _curve_panel(axes: Axes, title: str, series: Mapping[str, tuple], best_step:
         _limit_height(axes, series)
     if best_step is not None:
         axes.axvline(best_step, color=GREY, linestyle=":", linewidth=1.2, label=f"best: step {best_step:,}")
-    axes.legend(loc="best")
+    axes.legend(**BELOW)
 
 
 def _curve_label(title: str, name: str) -> str:
@@ -308,8 +310,8 @@ def compare_roc(
     arrays = {name: _matrices(*pair, classes) for name, pair in models.items()}
     columns = 2 if len(classes) == 1 else 4
     rows = math.ceil(2 * len(classes) / columns)
-    with _drawing(path, 3.4 * columns, (4.0 + 0.13 * len(models)) * rows) as figure:
-        figure.get_layout_engine().set(h_pad=0.2)  # inches: a title keeps away from the legend above it
+    with _drawing(path, 3.4 * columns, (3.9 + 0.16 * len(models)) * rows) as figure:
+        figure.get_layout_engine().set(h_pad=0.15)  # inches: a title keeps away from the legend above it
         for k, name in enumerate(classes):
             left, right = (figure.add_subplot(rows, columns, 2 * k + panel) for panel in (1, 2))
             _plot_chance(left)
@@ -322,8 +324,7 @@ def compare_roc(
             _unit_square(left, name, *ROC_AXES)
             _unit_square(right, "", *PRECISION_RECALL_AXES)
             if left.get_legend_handles_labels()[1]:
-                below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0, "fontsize": 7}
-                left.legend(title="AUROC, AP, model", title_fontsize=7, alignment="left", **below)
+                left.legend(title="AUROC, AP, model", title_fontsize=7, alignment="left", fontsize=7, **BELOW)
 
 
 def froc(
@@ -366,8 +367,7 @@ def froc(
         title = f"FROC, hits at an IoU {hit}" + (f", {subject}" if subject else "")
         axes.set(title=title, xlabel="mean false positives in an image", ylabel="sensitivity")
         axes.set(xlim=(drawn[0], drawn[-1]), ylim=(-0.02, 1.02))
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.15), "borderaxespad": 0}
-        axes.legend(title="mean sensitivity at the marked rates, model", title_fontsize=8, alignment="left", **below)
+        axes.legend(title="mean sensitivity at the marked rates, model", title_fontsize=8, alignment="left", **BELOW)
 
 
 def _rate(rate: float) -> str:
@@ -414,7 +414,7 @@ def learning_curves(path: str | os.PathLike, logs: Mapping[str, Sequence[Mapping
             axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
             if title == "Training loss":
                 _limit_height(axes, lines)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
+            axes.legend(**BELOW)
     return True
 
 
