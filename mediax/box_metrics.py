@@ -171,20 +171,22 @@ def froc(
     blend: float = 0.0,
     reached: bool = False,
     lower_end: bool = False,
+    drop_repeats: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[metrics.Metric]:
     """Sensitivity at mean false positives per image (`rates`), the image-level AUROC, and with `blend` their mean.
 
     A detection is a hit if the true box that it overlaps most does so with an IoU above `iou`, with `reached` of `iou`
-    or more, and was not hit before. Every score is an operating point: no threshold parts equal ones. Between two
-    points the curve is a straight line, past the last it is level. Where it rises at a rate the upper end counts; with
-    `lower_end` the lower one, and past the last false positive what had been found before it.
+    or more, and was not hit before: a repeated one is a false positive, with `drop_repeats` neither. Every score is an
+    operating point: no threshold parts equal ones. Between two points the curve is a straight line, past the last it is
+    level. Where it rises at a rate the upper end counts; with `lower_end` the lower one, and past the last false
+    positive what had been found before it.
     The score of an image is that of its best box; it is positive if it has a true box. "froc" is the mean over `rates`;
     "score", if `blend` is above 0, is (1 - blend) * AUROC + blend * the sensitivity at the first rate (NODE21's with
     0.25).
     """
-    matched = [match_best(boxes, label, iou, reached) for label in index]
+    matched = [match_best(boxes, label, iou, reached, drop_repeats) for label in index]
     images = np.bincount(boxes.patients)
     every = list(index)
     best = [one["scores"][np.isin(one["labels"], every)].max(initial=0.0) for one in boxes.found]
@@ -305,10 +307,11 @@ def match_coco(boxes: Boxes, label: int) -> Matched:
     return Matched(hits[:, order], scores[order], boxes.patients[owner[order]], _true_of_each(boxes, label))
 
 
-def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False) -> Matched:
+def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False, drop_repeats: bool = False) -> Matched:
     """Matches as VOC does: to the true box of the largest IoU, which the first to come takes; later ones miss.
 
-    That IoU must be above `iou`, with `reached` at least `iou`.
+    That IoU must be above `iou`, with `reached` at least `iou`. With `drop_repeats` later ones are left out, as lung
+    nodules are scored (LUNA16, arXiv:1612.08012).
     """
     hits, scores, owner = [], [], []
     for image, (found, actual) in enumerate(zip(boxes.found, boxes.true)):
@@ -316,15 +319,18 @@ def match_best(boxes: Boxes, label: int, iou: float, reached: bool = False) -> M
         order = np.argsort(-found["scores"][mine], kind="stable")
         overlap = annotations.box_iou(found["boxes"][mine][order][:, None], theirs[None])
         taken = np.zeros(len(theirs), bool)
-        for row in overlap:
+        for row, score in zip(overlap, found["scores"][mine][order]):
             best = row.argmax() if len(row) else -1
-            hit = best >= 0 and (row[best] >= iou if reached else row[best] > iou) and not taken[best]
-            if hit:
+            near = best >= 0 and (row[best] >= iou if reached else row[best] > iou)
+            repeated = near and taken[best]
+            if repeated and drop_repeats:
+                continue
+            if near:
                 taken[best] = True
-            hits.append(hit)
-        scores.append(found["scores"][mine][order])
-        owner += [image] * len(order)
-    scores = np.concatenate([np.empty(0), *scores])
+            hits.append(near and not repeated)
+            scores.append(score)
+            owner.append(image)
+    scores = np.array(scores, np.float64)
     order = np.argsort(-scores, kind="stable")
     hits, owner = np.array(hits, bool)[order], np.array(owner, int)[order]
     return Matched(hits[None], scores[order], boxes.patients[owner], _true_of_each(boxes, label))

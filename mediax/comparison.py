@@ -289,9 +289,11 @@ def _described(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[st
     task = ("streams", stream, "tasks", result["task"])
     backbone = [at("backbone", "name"), at("backbone", "options", "variant")]
     words = [" ".join(str(word) for word in backbone if word), at(*task, "head", "name")]
-    build = at("evaluations", result["evaluation"], "build") or at("streams", stream, "build")
+    build, read = (
+        at("evaluations", result["evaluation"], field) or at("streams", stream, field) for field in ("build", "read")
+    )
     made_up = at("phantom", result["dataset"]) if result["phantom"] else None
-    options = [*sorted(_mapping(build).items()), *sorted(_mapping(made_up).items())]
+    options = [option for chosen in (build, read, made_up) for option in sorted(_mapping(chosen).items())]
     # The size of the stored images is the model's choice, and does not make it another dataset.
     chosen = [_option(name, value) for name, value in options if name != "size"]
     return (
@@ -601,7 +603,8 @@ def _curves(group: Group, row: Row, out: Path, name: str) -> Iterator[Block]:
         options = protocol.options
         hits = {"iou": float(options.get("iou", 0.5)), "reached": bool(options.get("reached", False))}
         reading = {"rates": options.get("rates", figures.FROC_RATES), "lower_end": options.get("lower_end", False)}
-        lines = {label: _froc(boxes, **hits) for label, boxes in detections.items()}
+        drop_repeats = bool(options.get("drop_repeats", False))
+        lines = {label: _froc(boxes, **hits, drop_repeats=drop_repeats) for label, boxes in detections.items()}
         figures.froc(path, lines, **hits, **reading)
         yield _figure(path, out, f"FROC, all classes together: {subject}")
 
@@ -667,10 +670,12 @@ def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
 
 
-def _froc(boxes: box_metrics.Boxes, iou: float, reached: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _froc(
+    boxes: box_metrics.Boxes, iou: float, reached: bool = False, drop_repeats: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """False positives per image and sensitivity at each score, falling, a hit being of the right class."""
     labels = np.unique(np.concatenate([one["labels"] for one in (*boxes.found, *boxes.true)]))
-    matched = [box_metrics.match_best(boxes, label, iou, reached) for label in labels]
+    matched = [box_metrics.match_best(boxes, label, iou, reached, drop_repeats) for label in labels]
     scores = np.concatenate([one.scores for one in matched])
     order = np.argsort(-scores, kind="stable")
     hits, points = np.concatenate([one.hits[0] for one in matched])[order], box_metrics.operating_points(scores[order])

@@ -187,11 +187,18 @@ PROTOCOLS = {
         Protocol(
             "node21/detection",
             "0.75 x AUROC of images + 0.25 x sensitivity at 0.25 false positives per image; a hit has an IoU above "
-            "0.2, the curve is straight between its points",
-            "Sogancioglu et al., IEEE TMI 43(8), 2024 (arXiv:2401.02192); weights, rate and IoU as in the public code "
-            "of participants, which reads the curve in several ways; the challenge's own scorer is not public",
+            "0.2, further boxes on a nodule that was found count neither way, the curve is straight between its points",
+            "Sogancioglu et al., IEEE TMI 43(8), 2024 (arXiv:2401.02192); weights, rate, IoU and further boxes as in "
+            "the public code of participants, which reads the curve in several ways; the challenge's own scorer is "
+            "not public",
             task="detection",
-            options={"scoring": "froc", "iou": 0.2, "rates": (0.25, 0.125, 0.5, 1.0, 2.0, 4.0, 8.0), "blend": 0.25},
+            options={
+                "scoring": "froc",
+                "iou": 0.2,
+                "rates": (0.25, 0.125, 0.5, 1.0, 2.0, 4.0, 8.0),
+                "blend": 0.25,
+                "drop_repeats": True,
+            },
             headline=("score", "image_auroc", "sensitivity@0.25/macro"),
         ),
         Protocol(
@@ -224,11 +231,12 @@ PROTOCOLS = {
         ),
         Protocol(
             "chestxdet/segmentation",
-            "IoU and Dice of each finding, the mean over images; an image without the finding has 1 if none is called, "
-            "else 0",
+            "IoU of each finding over all pixels of all images together, and their mean (mIoU); Dice of each finding, "
+            "the mean over images, of which one without the finding has 1 if none is called, else 0",
             "mediax, on the masks of Lian et al., IEEE TMI 40 (2021) (arXiv:2104.10326), who publish no scorer",
             task="segmentation",
-            headline=("iou/macro", "dice/macro", "dice_present/macro"),
+            options={"pooled": True},
+            headline=("pixel_iou/macro", "dice/macro", "dice_present/macro"),
         ),
         Protocol(
             "siim_acr/dice",
@@ -291,8 +299,8 @@ PROTOCOLS = {
         Protocol(
             "vessels",
             "all pixels inside the field of view together: F1, AUROC, sensitivity, specificity, accuracy; the first "
-            "reader is the truth, the second is shown beside; the AUROC joins the points of the thresholds that were "
-            "tried",
+            "reader is the truth, the second is shown beside; the AUROC joins the points of 97 thresholds, logits of "
+            "-12 to 12",
             "Staal et al., IEEE TMI 23 (2004); F1 as in later work",
             task="segmentation",
             options={"pooled": True},

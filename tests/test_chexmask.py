@@ -137,6 +137,8 @@ def test_rows_of_low_rca_are_unknown_or_left_out(phantom, tmp_path):
     assert not example["mask_valid"].any() and np.isnan(example["keypoints"]).all()
     assert chexmask.read(poor[0], min_rca=0.52, statistic="max")["mask_valid"].all()
     assert not chexmask.read(poor[0], min_rca=0.52)["mask_valid"].any()
+    limit = dict(poor[0], rca_mean=0.7)
+    assert chexmask.read(limit)["mask_valid"].all() and not chexmask.read(limit, min_rca=0.701)["mask_valid"].any()
     with pytest.raises(InputError, match="statistic='median'"):
         chexmask.read(poor[0], statistic="median")
     assert len(records(build(tmp_path, phantom, min_rca=0.7))) == COUNT - 1

@@ -482,3 +482,17 @@ def test_no_run_at_all_is_an_input_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main([f"--out={tmp_path / 'out'}"])
     assert stopped.value.code == 2
+
+
+def test_labels_that_are_read_in_another_way_make_another_row(tmp_path):
+    found = [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)]
+    for name, read in (("a", {"uncertainty": "ones"}), ("b", {"uncertainty": "ignore"}), ("c", {})):
+        settings = config(name)
+        settings["streams"]["nih"]["read"] = {"uncertainty": "ones"}
+        settings["evaluations"]["test"]["read"] = read  # without any it reads as its stream does
+        write_result(tmp_path / name, found, settings=settings)
+    comparison.write([tmp_path], tmp_path / "out")
+    assert {row[0] for row in rows_of(tmp_path / "out")} == {
+        "chestxray14, uncertainty ones",
+        "chestxray14, uncertainty ignore",
+    }

@@ -216,6 +216,7 @@ def test_figures_of_pooled_pixels_equal_scikit_learn():
         called = p >= calibration["thresholds"][k]
         expected = {
             "pixel_f1": sklearn.metrics.f1_score(true, called),
+            "pixel_iou": sklearn.metrics.jaccard_score(true, called),
             "pixel_sensitivity": sklearn.metrics.recall_score(true, called),
             "pixel_specificity": sklearn.metrics.recall_score(1 - true, ~called),
             "pixel_accuracy": sklearn.metrics.accuracy_score(true, called),

@@ -172,6 +172,7 @@ class Task:
         blend: float = 0.0,
         reached: bool = False,
         lower_end: bool = False,
+        drop_repeats: bool = False,
         edge_pixel: float = 0.0,
     ) -> list[metrics.Metric]:
         """Scores the boxes on the images whose boxes are known; see `box_metrics` for each scoring.
@@ -179,9 +180,9 @@ class Task:
         "coco" gives AP, AP50 and AP75 of each class and their mean, and where the head finds masks theirs too
         ("mask_ap": COCO's if the batch has `box_masks`, else against the approximation that `Task` names); "voc" the
         average precision at an IoU above `iou`; "froc" the sensitivity at `rates` of false positives per image and the
-        AUROC of images, with `blend` both in one; `reached` and `lower_end` choose its rules. `agnostic` scores all
-        classes as one, `annotated_only` leaves images without a true box out, `no_finding` names a class of such
-        images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
+        AUROC of images, with `blend` both in one; `reached`, `lower_end` and `drop_repeats` choose its rules.
+        `agnostic` scores all classes as one, `annotated_only` leaves images without a true box out, `no_finding` names
+        a class of such images, `edge_pixel` (a fraction) is the size of the pixel that corners name, if they do.
         """
         gather = partial(box_metrics.gather, agnostic=agnostic, annotated_only=annotated_only, edge_pixel=edge_pixel)
         boxes = gather(predictions, targets, self.box_classes, groups)
@@ -194,7 +195,7 @@ class Task:
             return box_metrics.voc_average_precision(boxes, index, iou=iou, **options)
         if scoring == "froc":
             options |= {"rates": rates, "blend": blend, "reached": reached, "lower_end": lower_end}
-            return box_metrics.froc(boxes, index, iou=iou, **options)
+            return box_metrics.froc(boxes, index, iou=iou, drop_repeats=drop_repeats, **options)
         results = box_metrics.average_precision(boxes, index, **options)
         if "mask_iou" in predictions:
             known = targets | {"boxes_known": targets["masks_known"]}

@@ -25,10 +25,11 @@ from mediax.samples import Samples
 
 LOSSES = ("cross_entropy", "dice", "focal")
 PER_STRUCTURE = ("dice", "iou", "dice_present")
-PER_PIXEL = ("pixel_f1", "pixel_sensitivity", "pixel_specificity", "pixel_accuracy", "pixel_auroc")
+PER_PIXEL = ("pixel_f1", "pixel_iou", "pixel_sensitivity", "pixel_specificity", "pixel_accuracy", "pixel_auroc")
 RULES = ("dice", "f1")
-# Thresholds among which a rule chooses, evenly spread in the logit: those of thin structures lie near 0.
-CANDIDATES = tuple((1 / (1 + np.exp(-np.linspace(-6, 6, 49)))).round(6).tolist())
+# Thresholds among which a rule chooses, evenly spread in the logit: those of thin structures lie near 0, and a network
+# that is sure of itself is beyond 6 nearly everywhere.
+CANDIDATES = tuple((1 / (1 + np.exp(-np.linspace(-12, 12, 97)))).round(9).tolist())
 MOST_OVERLAP = 0.01  # of what exclusive structures cover together
 CELLS = 32  # along a side of the mean mask, which is smooth; of 30,000 images a quarter of a gigabyte is kept so
 SMOOTHING = 1.0  # pixels: the Dice loss of an empty mask that is predicted empty is then 0
@@ -225,9 +226,9 @@ class Task:
         Dice and IoU are computed for each image and averaged. An image without the structure has Dice and IoU 1 if
         none of it is predicted, else 0; `dice_present` is the mean Dice over the images that show the structure.
         Images whose mask is unknown are left out. Intervals are from a bootstrap over patients.
-        `pooled` adds what vessels are judged by, F1, sensitivity, specificity, accuracy and AUROC of all pixels of all
-        images together, inside the field of view. `ratio` names two structures, of which the error of the ratio of
-        their heights is averaged over images (the vertical cup-to-disc ratio).
+        `pooled` adds F1, IoU, sensitivity, specificity, accuracy and AUROC of all pixels of all images together,
+        inside the field of view. `ratio` names two structures, of which the error of the ratio of their heights is
+        averaged over images (the vertical cup-to-disc ratio).
         """
         index = metrics.positions(self.structures, classes)
         names = [self.structures[i] for i in index]
@@ -472,6 +473,7 @@ def pixel_figures(counts: np.ndarray, places: np.ndarray) -> np.ndarray:
         called, overlap, area, seen = (_picked(values, places) for values in counts)
         figures = {
             "pixel_f1": 2 * overlap / (called + area),
+            "pixel_iou": overlap / (called + area - overlap),
             "pixel_sensitivity": overlap / area,
             "pixel_specificity": (seen - area - called + overlap) / (seen - area),
             "pixel_accuracy": (seen - area - called + 2 * overlap) / seen,
