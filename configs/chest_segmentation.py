@@ -20,7 +20,8 @@ DATASETS = {
         "build": {"size": 512},
         "read": {"instances": False},
         "protocol": "chestxdet/segmentation",
-        "threshold": "dice",
+        "threshold": "f1",  # the best F1 of all pixels together is the best IoU
+        "best": "pixel_iou/macro",
     },
 }
 # CheXmask's patients stand so differently that the mean anatomy is no answer.
@@ -96,7 +97,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
         # SIIM-ACR has a test set from stage 2 on.
         "test": {"split": "test", "protocol": data["protocol"], "optional": name == "siim_acr"},
     }
-    config.best = {"metric": "validation/segmentation/dice/macro", "patience": 5}
+    config.best = {"metric": f"validation/segmentation/{data.get('best', 'dice/macro')}", "patience": 5}
     config.optimizer = {
         "name": "adamw",
         "peak": 3e-4,

@@ -255,14 +255,16 @@ def operating_points(scores: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(np.diff(scores), 1)[: len(scores)])
 
 
-def f1_of_images(boxes: Boxes, iou: float = 0.5, shown: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def f1_of_images(
+    boxes: Boxes, iou: float = 0.5, shown: float = 0.0, drop_repeats: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """F1 of the boxes of each image from the score `shown` on, f64[images], and the soft F1 of all; a hit has `iou`.
 
     F1 is 1 where there is no box and none was found. In the soft one each box found counts as much as its score, and
-    one hit is added, so that false alarms also tell where there is no box.
+    one hit is added, so that false alarms also tell where there is no box. `drop_repeats` as in `froc`.
     """
     of_images = boxes._replace(patients=np.arange(len(boxes.true)))
-    matched = [match_best(of_images, label, iou, reached=True) for label in range(len(boxes.classes))]
+    matched = [match_best(of_images, label, iou, True, drop_repeats) for label in range(len(boxes.classes))]
     hits, scores, owner = (
         np.concatenate([getattr(one, name) for one in matched], -1) for name in ("hits", "scores", "patients")
     )

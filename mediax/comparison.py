@@ -289,11 +289,9 @@ def _described(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[st
     task = ("streams", stream, "tasks", result["task"])
     backbone = [at("backbone", "name"), at("backbone", "options", "variant")]
     words = [" ".join(str(word) for word in backbone if word), at(*task, "head", "name")]
-    build, read = (
-        at("evaluations", result["evaluation"], field) or at("streams", stream, field) for field in ("build", "read")
-    )
+    build = at("evaluations", result["evaluation"], "build") or at("streams", stream, "build")
     made_up = at("phantom", result["dataset"]) if result["phantom"] else None
-    options = [option for chosen in (build, read, made_up) for option in sorted(_mapping(chosen).items())]
+    options = [*sorted(_mapping(build).items()), *sorted(_mapping(made_up).items())]
     # The size of the stored images is the model's choice, and does not make it another dataset.
     chosen = [_option(name, value) for name, value in options if name != "size"]
     return (

@@ -60,8 +60,8 @@ STYLE = {
 TRAINING = ("train", "loss", "learning_rate", "gradient_norm")  # first words; every other one names an evaluation
 # What is drawn first, if there is more than has room.
 HEADLINES = (
-    *("auroc", "ap50", "score", "dice", "pixel_f1", "quadratic_weighted_kappa", "auc", "knn_auroc", "mae", "error"),
-    *("average_precision", "ap", "iou", "balanced_accuracy", "f1"),
+    *("auroc", "ap50", "score", "dice", "pixel_f1", "pixel_iou", "quadratic_weighted_kappa", "auc", "knn_auroc"),
+    *("mae", "error", "average_precision", "ap", "iou", "balanced_accuracy", "f1"),
 )
 MOST_LINES = 6
 MOST_PANELS = 9

@@ -19,7 +19,7 @@ class Protocol:
     the score to those (none = all of the task's). `options` are for the `metrics` and the `errors` of its task.
     `headline` names the figures that head the table, the first of which is the one to compare runs by (none = the
     task's overall ones). `description` stands over the table; where the official scorer is not public, `source` says
-    so, and a class without a true case is left out of a mean.
+    so, and a class whose figure is undefined (no positive to rank, no true box) is left out of a mean.
     """
 
     name: str
@@ -231,8 +231,9 @@ PROTOCOLS = {
         ),
         Protocol(
             "chestxdet/segmentation",
-            "IoU of each finding over all pixels of all images together, and their mean (mIoU); Dice of each finding, "
-            "the mean over images, of which one without the finding has 1 if none is called, else 0",
+            "IoU of each finding over all pixels of all images together, and the mean over findings that are true or "
+            "called anywhere (mIoU); Dice of each finding, the mean over images, of which one without the finding has "
+            "1 if none is called, else 0",
             "mediax, on the masks of Lian et al., IEEE TMI 40 (2021) (arXiv:2104.10326), who publish no scorer",
             task="segmentation",
             options={"pooled": True},
@@ -299,8 +300,8 @@ PROTOCOLS = {
         Protocol(
             "vessels",
             "all pixels inside the field of view together: F1, AUROC, sensitivity, specificity, accuracy; the first "
-            "reader is the truth, the second is shown beside; the AUROC joins the points of 97 thresholds, logits of "
-            "-12 to 12",
+            "reader is the truth, the second, if there is one, is shown beside; the AUROC joins the points of the "
+            "97 thresholds, logits of -12 to 12, that a rule chooses from",
             "Staal et al., IEEE TMI 23 (2004); F1 as in later work",
             task="segmentation",
             options={"pooled": True},

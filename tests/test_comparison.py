@@ -394,17 +394,25 @@ def test_froc_is_read_as_its_protocol_reads_it(tmp_path, monkeypatch):
     targets |= {"box_valid": np.ones((9, 1), bool), "boxes_known": np.ones(9, bool)}
     predictions = {"boxes": true, "scores": np.full((9, 1), 0.5), "labels": np.zeros((9, 1), int)}
     figure = [Metric("froc/macro", 0.5, 0.4, 0.6, 9)]
-    asked = []
+    predictions = {name: np.repeat(values, 2, 1) for name, values in predictions.items()}  # each box a second time
+    predictions["scores"][:, 1] = 0.4
+    asked = {}
     draw = figures.froc
-    monkeypatch.setattr(figures, "froc", lambda *given, **options: (asked.append(options), draw(*given, **options)))
-    for name in ("chestxdet/froc", "coco"):
+
+    def noted(path, lines, **options):
+        asked[options["iou"], options["reached"]] = (*lines.values(), options)
+        draw(path, lines, **options)
+
+    monkeypatch.setattr(figures, "froc", noted)
+    for name in ("chestxdet/froc", "coco", "node21/detection"):
         write_result(tmp_path / name, figure, protocol=f"{name} (x)")
         keep_predictions(tmp_path / name, predictions, targets, np.arange(9).astype(str), figure)
     comparison.write([tmp_path], tmp_path / "out")
-    by_iou = {options["reached"]: options for options in asked}
-    assert by_iou[True] == {"iou": 0.5, "reached": True, "rates": (0.05, 0.1, 0.2), "lower_end": True}
-    np.testing.assert_array_equal(by_iou[False]["rates"], figures.FROC_RATES)
-    assert by_iou[False]["lower_end"] is False
+    assert asked[0.5, True][1] == {"iou": 0.5, "reached": True, "rates": (0.05, 0.1, 0.2), "lower_end": True}
+    np.testing.assert_array_equal(asked[0.5, False][1]["rates"], figures.FROC_RATES)
+    assert asked[0.5, False][1]["lower_end"] is False
+    np.testing.assert_array_equal(asked[0.5, False][0], [[0, 1], [1, 1]])
+    np.testing.assert_array_equal(asked[0.2, False][0], [[0], [1]])  # NODE21 leaves the second ones out
 
 
 def test_hostile_names_stay_text(tmp_path, truth):
@@ -482,17 +490,3 @@ def test_no_run_at_all_is_an_input_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main([f"--out={tmp_path / 'out'}"])
     assert stopped.value.code == 2
-
-
-def test_labels_that_are_read_in_another_way_make_another_row(tmp_path):
-    found = [Metric("auroc/macro", 0.9, 0.8, 1.0, 50)]
-    for name, read in (("a", {"uncertainty": "ones"}), ("b", {"uncertainty": "ignore"}), ("c", {})):
-        settings = config(name)
-        settings["streams"]["nih"]["read"] = {"uncertainty": "ones"}
-        settings["evaluations"]["test"]["read"] = read  # without any it reads as its stream does
-        write_result(tmp_path / name, found, settings=settings)
-    comparison.write([tmp_path], tmp_path / "out")
-    assert {row[0] for row in rows_of(tmp_path / "out")} == {
-        "chestxray14, uncertainty ones",
-        "chestxray14, uncertainty ignore",
-    }

@@ -362,16 +362,20 @@ def changed(kind, predictions, targets):
         targets["box_valid"][:] = False
     if kind == "all elsewhere":
         targets["boxes"], predictions["boxes"] = targets["boxes"] * 0.4, 0.5 + predictions["boxes"] * 0.4
-    if kind == "over a hundred":  # of which COCO takes the hundred best of a class
+    if kind == "over a hundred":  # false alarms of each class before the others, in every second image
+        alarms = {
+            "boxes": np.tile([0.97, 0.97, 0.99, 0.99], (300, 1)),
+            "scores": np.linspace(0.5, 1, 300),
+            "labels": np.arange(300) % 3,
+        }
+        predictions["scores"] *= 0.4
         for name, values in predictions.items():
-            predictions[name] = np.tile(values, (1, 30) + (1,) * (values.ndim - 2))
-        predictions["labels"][:] = predictions["labels"][:, :1]
-        rng = np.random.default_rng(9)
-        predictions["scores"] = rng.permutation(np.linspace(0.01, 1, predictions["scores"].size, dtype=np.float32))
-        predictions["scores"] = predictions["scores"].reshape(len(targets["boxes"]), -1)
+            added = np.repeat(alarms[name][None], len(values), 0).astype(values.dtype)
+            predictions[name] = np.concatenate([values, added], 1)
+        predictions["scores"][::2, -300:] = 0
 
 
-def coco(images, classes):
+def coco(images, classes, most=100):
     """AP, AP50 and AP75 of each class f[K,3], all of it by pycocotools; NaN for a class without a box."""
     true, called = [], []
     for image, (found, actual) in enumerate(images):
@@ -395,6 +399,7 @@ def coco(images, classes):
             one.createIndex()
             sets.append(one)
         evaluation = COCOeval(*sets, "bbox")
+        evaluation.params.maxDets = [1, 10, most]
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, classes], any size, 100 boxes
@@ -433,6 +438,7 @@ def test_average_precision_is_that_of_pycocotools(name, kind):
         defined = expected[:, m][~np.isnan(expected[:, m])]
         np.testing.assert_allclose(found[f"{metric}/macro"].value, defined.mean() if len(defined) else NAN, rtol=1e-9)
     assert kind != "all elsewhere" or found["ap50/macro"].value == 0
+    assert kind != "over a hundred" or np.nanmean(coco(images, len(classes), most=999)) > np.nanmean(expected) + 1e-3
     for metric in protocols.get(name).headline or ("ap/macro", "ap50/macro"):
         np.testing.assert_equal(found[metric].trivial, NAN if kind == "nothing there" else 0.0)
 
@@ -520,6 +526,10 @@ def test_node21_counts_a_second_box_on_a_nodule_neither_way():
     found = scored("node21/detection", detector(("Nodule",)), predictions, targets)
     assert found["sensitivity@0.25/Nodule"].value == 1 and found["sensitivity@0.125/Nodule"].value == 0.5
     assert found["image_auroc"].value == 0.75 and found["score"].value == 0.75 * 0.75 + 0.25
+    options = protocols.get("node21/detection").options
+    errors = detector(("Nodule",)).errors(predictions, targets, {}, **options)
+    counted = detector(("Nodule",)).errors(predictions, targets, {}, **options | {"drop_repeats": False})
+    assert errors[:2] == pytest.approx([0, 0], abs=1e-3) and counted[0] == pytest.approx(1 / 3, abs=1e-3)
 
 
 def area_of_envelope(right, total):

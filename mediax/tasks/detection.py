@@ -219,6 +219,7 @@ class Task:
         agnostic: bool = False,
         annotated_only: bool = False,
         edge_pixel: float = 0.0,
+        drop_repeats: bool = False,
         **_: Any,
     ) -> np.ndarray:
         """One minus F1 of the boxes that are shown of each image, f64[N], at an IoU of `iou`; NaN where unknown.
@@ -231,7 +232,8 @@ class Task:
             scored = scored & targets["box_valid"].any(1)
         options = {"agnostic": agnostic, "annotated_only": annotated_only, "edge_pixel": edge_pixel}
         boxes = box_metrics.gather(predictions, targets, self.box_classes, None, **options)
-        f1, soft = box_metrics.f1_of_images(box_metrics.of_classes(boxes, classes), iou, self._least_shown())
+        boxes = box_metrics.of_classes(boxes, classes)
+        f1, soft = box_metrics.f1_of_images(boxes, iou, self._least_shown(), drop_repeats)
         errors = np.full(len(scored), np.nan)
         errors[scored] = 1 - f1 - TIE * soft
         return errors
