@@ -194,8 +194,8 @@ class Task:
         if scoring == "voc":
             return box_metrics.voc_average_precision(boxes, index, iou=iou, **options)
         if scoring == "froc":
-            options |= {"rates": rates, "blend": blend, "reached": reached, "lower_end": lower_end}
-            return box_metrics.froc(boxes, index, iou=iou, drop_repeats=drop_repeats, **options)
+            options |= {"reached": reached, "lower_end": lower_end, "drop_repeats": drop_repeats}
+            return box_metrics.froc(boxes, index, iou=iou, rates=rates, blend=blend, **options)
         results = box_metrics.average_precision(boxes, index, **options)
         if "mask_iou" in predictions:
             known = targets | {"boxes_known": targets["masks_known"]}
