@@ -103,9 +103,9 @@ def _phantom(config: ConfigDict, model: str) -> ConfigDict:
     stream.transform = stream.transform[:3]
     stream.tasks.grading.head.pooling = "average_max"
     config.backbone.options = SMALL_MODELS[model]
-    config.steps = 500
+    config.steps = 300
     config.log_every = 20
-    config.evaluate_every = config.checkpoint_every = 125
+    config.evaluate_every = config.checkpoint_every = 100
     config.best = {"metric": "validation/loss", "mode": "min"}
     config.optimizer = {"name": "adamw", "peak": 1e-3, "warmup_steps": 60, "weight_decay": 0.05}
     config.ema_decay = 0.99
