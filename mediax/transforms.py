@@ -384,18 +384,20 @@ def subtract_local_mean(
     *,
     sigma: Annotated[float, _number(1e-3, 1)] = 1 / 30,
     strength: Annotated[float, _number(0, 100)] = 4.0,
+    outside: Annotated[float, _number(0, 1)] = 0.5,
 ) -> np.ndarray:
     """Evens out colour and light of a fundus photograph: 0.5 + `strength` (image - local mean), clipped to [0,1].
 
     The local mean is Gaussian, with `sigma` times the radius of the field of view, and over pixels in view alone, so
-    that it needs no rim cut off; out of view the image is 0.5. After B. Graham, "Kaggle diabetic retinopathy detection
-    competition report" (2015).
+    that it needs no rim cut off; out of view the image is `outside`. After B. Graham, "Kaggle diabetic retinopathy
+    detection competition report" (2015).
     """
-    view = (field_of_view != 0).astype(np.float32)[..., None]
+    seen = (field_of_view != 0)[..., None]
+    view = seen.astype(np.float32)
     radius = max(view.any(axis=0).sum(), view.any(axis=1).sum()) / 2
     deviation = max(sigma * radius, 0.1)  # cv2 takes 0 as "not given".
     mean = _blur(image * view, deviation) / np.maximum(_blur(view, deviation), 1e-6)
-    return (0.5 + np.float32(strength) * (image - mean) * view).clip(0.0, 1.0)
+    return np.where(seen, (0.5 + np.float32(strength) * (image - mean)).clip(0.0, 1.0), np.float32(outside))
 
 
 def reduce_bit_depth(

@@ -2,9 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from mediax import experiment, run
+from mediax import catalog, experiment, run, transforms
 
 CONFIG = experiment.ROOT / "configs" / "fundus_grading.py"
 VARIANTS = experiment.variants(CONFIG)
@@ -21,6 +25,28 @@ def test_what_is_scored_is_normalised_as_what_trains(variant):
     assert trained
     for evaluation in config["evaluations"].values():
         assert list(evaluation["transform"]) == trained
+
+
+def test_a_black_photograph_has_no_enormous_gradient():
+    """EyePACS has some; as zeros they gave the first biases of the small ConvNeXt a gradient of 1e18."""
+    config = _config("convnext,mse,phantom")
+    prepare = transforms.build(config["evaluations"]["validation"]["transform"])
+    black = prepare({"image": np.zeros((128, 128, 3), np.uint8)}, np.random.default_rng(0))["image"]
+    backbone, source = config["backbone"], catalog.load("backbones", config["backbone"]["name"])
+    network = source.Backbone(**backbone["options"], in_channels=3, rngs=nnx.Rngs(0))
+    image = jnp.asarray((black[None] - 0.5) / 0.25)  # the default normalisation
+
+    @nnx.jit
+    def norm(network):
+        graph, params, rest = nnx.split(network, nnx.Param, ...)
+
+        def total(params):
+            pyramid = nnx.merge(graph, params, rest)(image, train=True, rngs=nnx.Rngs(0))
+            return pyramid[max(pyramid)].sum()
+
+        return jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(jax.grad(total)(params))))
+
+    assert 0 < norm(network) < 1e5
 
 
 @pytest.mark.slow  # three minutes each

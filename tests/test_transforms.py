@@ -732,6 +732,8 @@ def test_light_and_tint_vanish_from_a_retina_up_to_its_rim():
     vessels = run([spec("subtract_local_mean", sigma=0.2)], retina_example())["image"]
     assert vessels[49, 95].max() < 0.3
     assert (vessels[:5] == 0.5).all()
+    black = run([spec("subtract_local_mean", sigma=0.2, outside=0.0)], retina_example())["image"]
+    np.testing.assert_array_equal(black, np.where(retina_example()["field_of_view"][..., None], vessels, 0))
 
 
 def test_channels():
