@@ -167,7 +167,6 @@ class Network:
         checkpoints = Checkpoints(workdir, "best")
         config = checkpoints.config()
         checkpoints.close()
-        experiment.split_cpu(experiment.complete(config))
         calibration = Calibration.read(workdir)
         training, readings = experiment.compose_for_files(calibration.config(config), workdir, evaluation)
         self._readings = choose_task(readings, task)

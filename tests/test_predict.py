@@ -460,6 +460,19 @@ def test_a_run_without_calibration_or_checkpoint_says_what_to_do(segmenter, tmp_
     assert "absent.png: no such file" in capsys.readouterr().err
 
 
+def test_a_run_that_trained_on_several_devices_of_a_cpu_is_predicted_with_on_one(segmenter, tmp_path):
+    network, files, _, workdir = segmenter
+    run_folder, expected, found = (tmp_path / name for name in ("run", "expected", "found"))
+    shutil.copytree(workdir, run_folder)
+    (saved,) = run_folder.glob("checkpoints/best/*/config/metadata")
+    config = json.loads(saved.read_text())
+    assert config["cpu_devices"] == 1
+    saved.write_text(json.dumps(config | {"cpu_devices": 2}))
+    predict.predict(network, files[:1], expected)
+    assert predict.main([f"--workdir={run_folder}", str(files[0]), f"--out={found}"]) == 0
+    assert _rows(found)[0] == pytest.approx(_rows(expected)[0])
+
+
 def test_without_highdicom_all_but_the_segmentation_is_written(segmenter, tmp_path, monkeypatch, capsys):
     network, files, _, _ = segmenter
     monkeypatch.setitem(__import__("sys").modules, "highdicom", None)

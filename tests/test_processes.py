@@ -64,6 +64,11 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
     assert {result["evaluation"] for result in results} == {"validation", "test"}
     assert (tmp_path / "two" / "samples_test.png").is_file()  # of rows that both processes ran once more
     assert [metric["n"] for metric in results[0]["metrics"] if metric["name"] == "auroc/macro"] == [16]
+    for workdir in ("one", "two"):
+        out = tmp_path / f"{workdir}_predicted"
+        command = [sys.executable, "-m", "mediax.predict", f"--workdir={tmp_path / workdir}", f"--out={out}"]
+        subprocess.run([*command, str(ROOT / "docs" / "phantom_chest.png")], cwd=ROOT, check=True)
+        assert (out / "predictions.csv").read_text().count("phantom_chest.png") == 1
 
 
 def test_two_processes_stop_together_and_resume(tmp_path):
