@@ -129,6 +129,7 @@ def tasks(module: ModuleType) -> list[str]:
     labelled = {"labels", "label", "grade"} & set(features) or set(module.CLASSES) - outlined
     kinds = {
         "classification": bool(labelled) and bool(module.CLASSES),
+        "ordinal": "grade" in features,
         "detection": hasattr(module, "BOX_CLASSES"),
         "segmentation": hasattr(module, "MASK_CLASSES"),
         "regression": hasattr(module, "TARGETS"),
