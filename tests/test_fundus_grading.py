@@ -49,15 +49,21 @@ def test_a_black_photograph_has_no_enormous_gradient():
     assert 0 < norm(network) < 1e5
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Where the phantom is drawn and built, once for all models."""
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.mark.slow  # three minutes each
 @pytest.mark.parametrize("model", ["convnext", "swin", "dinov2"])
-def test_it_learns_the_grades_of_the_phantom(model, tmp_path):
+def test_it_learns_the_grades_of_the_phantom(model, data, tmp_path):
     """In 150 steps the quadratic weighted kappa comes far above that of the most frequent grade, which is 0."""
     config = _config(f"{model},pairs,phantom")
     config |= {"steps": 150, "evaluate_every": 150, "checkpoint_every": 150, "resamples": 0}
-    folders = experiment.Folders(None, tmp_path / "data", tmp_path / "run")
+    folders = experiment.Folders(None, data, tmp_path)
     run.run(experiment.complete(config), folders, mode="train", arguments=[])
-    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
     (test,) = (one for one in results if one["evaluation"] == "test")
     (kappa,) = (metric for metric in test["metrics"] if metric["name"] == "quadratic_weighted_kappa")
     assert kappa["trivial"] == 0
