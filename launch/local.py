@@ -28,16 +28,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m launch.local", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="FILE.py[:VARIANT], as for mediax.main")
-    parser.add_argument("--workdir", type=Path, required=True, help="holds one folder for each config and seed")
+    parser.add_argument("--workdir", type=expanded, required=True, help="holds one folder for each config and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[None], metavar="N", help="default: the config's own")
-    options, flags = parser.parse_known_args(arguments)
-    if bad := [flag for flag in flags if not re.match(r"--[^=]+=", flag)]:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Taken out first: argparse takes what has a space in it for no flag.
+    flags = [argument for argument in arguments if re.match(r"--(?!workdir=|seeds=)[^=\s]+=", argument)]
+    options, bad = parser.parse_known_args([argument for argument in arguments if argument not in flags])
+    if bad:
         parser.error(f"unexpected argument {bad[0]!r}: flags are written --name=value")
     runs = [(config, seed) for config in options.configs for seed in options.seeds]
     commands = {name_of(*run): run_command(run[0], options.workdir, flags, run[1]) for run in runs}
     if len(commands) < len(runs):
         parser.error("two runs have the same name, and so the same folder")
     return run_all(commands, options.workdir)
+
+
+def expanded(path: str) -> Path:
+    """A folder of the command line; of `--name=~/folder` shells leave the `~`."""
+    return Path(path).expanduser()
 
 
 def name_of(config: str, seed: int | None = None) -> str:

@@ -22,9 +22,11 @@ EXERCISES = ("directions", "gender", "age", "lung", "organs", "boxes", "anomaly"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all exercises; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.minijsrt", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="holds one folder for each exercise")
-    parser.add_argument("--data_dir", type=Path, help="where built data go")
-    parser.add_argument("--manual_dir", type=Path, help="the raw data: minijsrt_practice/, minijsrt_gender/, ...")
+    parser.add_argument("--workdir", type=local.expanded, required=True, help="holds one folder for each exercise")
+    parser.add_argument("--data_dir", type=local.expanded, help="where built data go")
+    parser.add_argument(
+        "--manual_dir", type=local.expanded, help="the raw data: minijsrt_practice/, minijsrt_gender/, ..."
+    )
     parser.add_argument("--phantom", action="store_true", help="made-up radiographs in place of raw data")
     options = parser.parse_args(arguments)
     if options.phantom == bool(options.manual_dir):

@@ -7,6 +7,7 @@ Values are kept as they are wherever the target can hold them; what is lost or c
 import argparse
 import collections
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from mediax import dicom, images
 from mediax.errors import InputError
+from mediax.files import expanded
 
 FORMATS = ("png", "jpg", "dcm", "tif")
 
@@ -91,7 +93,7 @@ def _load(
         raise InputError(f"{source}: cannot be read ({error.strerror})") from error
     if not images.is_dicom(data, source):
         pixels = images.read_bytes(data, name=str(source))
-        return pixels, 8 * pixels.itemsize, {}, []
+        return pixels, 8 * pixels.itemsize, {}, images.left_out(data)
     header = dicom.read_bytes(data, name=str(source))
     tag = header.spacing_tag
     spacing = {"spacing_mm": header.spacing_mm, "spacing_tag": tag} if tag else {}
@@ -132,11 +134,16 @@ def find_in(folder: Path, *, outside: Path) -> Iterator[tuple[Path, Path]]:
     """Yields (file, its place below the folder) of the images in a folder, as `find` does."""
     # Results in a folder above the sources, or in another one, are none of them.
     inside = folder.resolve() in (outside, *outside.parents)
+    unreadable: list[Path] = []  # folders: reading them will say why, as of files
+    walk = os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename)))
     found = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not (inside and outside in path.resolve().parents) and images.may_be_image(path)
+        for path in sorted(Path(place) / name for place, _, names in walk for name in names)
+        if not (inside and outside in path.resolve().parents) and images.may_be_image(path)
     ]
+    if folder in unreadable:
+        raise InputError(f"{folder}: cannot be read: make it readable, or choose another folder")
+    found += unreadable
     if not found and folder.resolve() == outside:
         raise InputError(f"{folder}: is where the results go, and what lies there is not read; choose another folder")
     if not found:
@@ -180,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mediax.convert", description=__doc__.partition("\n\n")[2])
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, and folders that are searched for images")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where results go")
+    parser.add_argument("--to", type=expanded, required=True, metavar="FOLDER", help="where results go")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--bits", type=int, choices=(8, 16), help="of each value; default: the source's")
     parser.add_argument(

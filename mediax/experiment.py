@@ -43,7 +43,7 @@ from mediax.batch import MAX_BOXES, Batch
 from mediax.checkpoint import Checkpoints
 from mediax.errors import InputError
 from mediax.evaluate import Evaluation
-from mediax.files import naming_file, whole_folder
+from mediax.files import expanded, naming_file, whole_folder
 from mediax.layers import CPU_REMAT_OPTIONS
 from mediax.model import Model, Part, Tree, part
 from mediax.train import Stream, Training
@@ -353,7 +353,7 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     _check_rules(config)
     if not config["streams"]:
         raise InputError("config field streams is empty: expected at least one stream of training data")
-    config = _warm_start_checked(config, folders.work)
+    config = _warm_start_checked(_with_plain_path(config), folders.work)
     mesh = sharding.mesh()
     _check_divisible(config, mesh.size)
     _check_accumulated(config)
@@ -367,6 +367,16 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
     if not _has_begun(folders.work):
         _check_boxes(config, tasks, evaluations, sources)
     return _training(config, backbone, tasks, mesh, streams, evaluations)
+
+
+def _with_plain_path(config: dict[str, Any]) -> dict[str, Any]:
+    """Writes where the backbone starts from without `~` and a last slash, so that it is resumed with either."""
+    spec = config["backbone"]
+    return (
+        config | {"backbone": spec | {"pretrained": str(expanded(spec["pretrained"]))}}
+        if spec["pretrained"]
+        else config
+    )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def file_bytes(path: str | os.PathLike, count: int = -1) -> bytes:
         raise CorruptImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def expanded(path: str) -> Path:
+    """A path of a command line; of `--name=~/folder` shells leave the `~`."""
+    return Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def naming_file(path: str | os.PathLike) -> Iterator[None]:
     """Turns an OSError (a full disk, no permission) into an InputError that names the file."""

@@ -82,6 +82,22 @@ def read_bytes(data: bytes, *, name: str, channels: int | None = None) -> np.nda
         raise CorruptImageError(f"{name}: cannot decode this image ({len(data)} bytes): {error}") from error
 
 
+def left_out(data: bytes) -> list[str]:
+    """What `read` leaves out of a picture that it reads, in a few words each: later frames, and its transparency."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            frames = getattr(image, "n_frames", 1)
+            opaque = "A" not in image.getbands() or image.getchannel("A").getextrema() == (255, 255)
+    except DECODING_ERRORS:  # MetaImage, and what OpenCV alone reads: one frame without transparency
+        return []
+    notes = []
+    if frames > 1:
+        notes.append(f"the first of {frames} pages or frames alone is read")
+    if not opaque:
+        notes.append("transparency is left out: the colours are taken as they are")
+    return notes
+
+
 def write(path: str | Path, pixels: np.ndarray, *, quality: int = 95) -> None:
     """Writes an image file whole or not at all; its suffix decides about the format.
 

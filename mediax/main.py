@@ -47,6 +47,7 @@ def start(argv: list[str] | None = None) -> None:
             if argument.startswith(("--config.", "-config.")):
                 experiment.open_override(config, argument.partition("=")[0].partition(".")[2])
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv, lock_config=False, accept_new_attributes=True)
+        app.define_help_flags()
         remaining = FLAGS(argv)
         memory.keep_freed()
         _join_processes()

@@ -50,7 +50,7 @@ from mediax.batch import Batch
 from mediax.checkpoint import Checkpoints
 from mediax.errors import CorruptImageError, InputError
 from mediax.experiment import Reading
-from mediax.files import naming_file, replace_file
+from mediax.files import expanded, naming_file, replace_file
 from mediax.findings import Findings, joined
 from mediax.model import Tree
 from mediax.progress import Progress
@@ -180,7 +180,7 @@ class Network:
             stream: transforms.build(reading.transform, keep_geometry=True)
             for stream, reading in self._readings.items()
         }
-        self.version = f"{workdir.name}, step {step}"
+        self.version = f"{workdir.resolve().name}, step {step}"
 
     def notes(self) -> list[str]:
         """What a task does with files otherwise than with the images of a dataset, a sentence each."""
@@ -414,10 +414,11 @@ def displayed(path: Path) -> Displayed:
         header = dicom.read_bytes(data, name=str(path))
         return Displayed(header.to_uint8("window"), dicom_notes(path, header))
     pixels = images.read_bytes(data, name=str(path))
+    notes = [f"{path}: {note}" for note in images.left_out(data)]
     if pixels.dtype == np.uint8:
-        return Displayed(pixels)
+        return Displayed(pixels, notes)
     low, high = int(pixels.min()), int(pixels.max())
-    return Displayed(images.to_uint8((pixels.astype(np.float32) - low) / max(1, high - low)))
+    return Displayed(images.to_uint8((pixels.astype(np.float32) - low) / max(1, high - low)), notes)
 
 
 def dicom_notes(path: Path, header: "dicom.Dicom") -> list[str]:
@@ -626,8 +627,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", metavar="FILE_OR_FOLDER", help="folders are searched for images")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    parser.add_argument("--workdir", type=expanded, required=True, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--out", type=expanded, required=True, metavar="DIR", help="where results go")
     parser.add_argument("--device-batch", type=int, default=8, metavar="N", help="images a device takes at once")
     parser.add_argument("--task", default="", metavar="NAME", help="the only task to use (default: all)")
     parser.add_argument(

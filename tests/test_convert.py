@@ -1,8 +1,12 @@
 """The converter of image files."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from mediax import convert, dicom, images
 
@@ -108,6 +112,38 @@ def test_folders_keep_their_shape_and_bad_files_stop_nothing(tmp_path, capsys):
     assert sorted(str(path.relative_to(target)) for path in target.rglob("*.*")) == ["c.png", "deep/er/b.png"]
     assert _convert(source, "--to", target, "--format", "png") == 2  # its own results are no sources
     assert "2 files written" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_in_a_folder_is_named(tmp_path, monkeypatch, capsys):
+    source, scandir = tmp_path / "source", os.scandir
+    (source / "locked").mkdir(parents=True)
+    images.write(source / "a.png", GREY)
+    (source / "nowhere.png").symlink_to(tmp_path / "absent.png")
+
+    def refusing(folder):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert _convert(source, "--to", tmp_path / "to", "--format", "png") == 2
+    output = capsys.readouterr()
+    assert "nowhere.png: cannot be read" in output.err and "locked: cannot be read" in output.err
+    assert "1 files written" in output.out and "2 failed" in output.out
+    assert _convert(source / "locked", "--to", tmp_path / "to", "--format", "png") == 2
+    assert "locked: cannot be read" in capsys.readouterr().err
+
+
+def test_pages_and_transparency_that_are_left_out_are_named(tmp_path, capsys):
+    pages = [Image.fromarray(GREY[..., 0] // part) for part in (1, 2, 3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    glass = np.dstack([RGB, np.arange(RGB[..., 0].size, dtype=np.uint8).reshape(RGB.shape[:2])])
+    Image.fromarray(glass).save(tmp_path / "glass.png")
+    Image.fromarray(np.dstack([RGB, np.full_like(RGB[..., 0], 255)])).save(tmp_path / "opaque.png")
+    assert _convert(tmp_path, "--to", tmp_path / "to", "--format", "png") == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 files: the first of 3 pages or frames alone is read" in said
+    assert "1 of 3 files: transparency is left out" in said
 
 
 def test_the_folder_of_the_results_cannot_be_the_source(tmp_path, capsys):

@@ -81,13 +81,23 @@ def test_sigterm_reaches_the_command_that_runs_and_ends_the_launcher(answer, exp
         (["a.py", "--seeds", "1", "1"], "same name"),
         (["a.py", "--data_dir", "data"], "unexpected argument '--data_dir': flags are written --name=value"),
         (["--data_dir", "data", "a.py"], "unexpected argument '--data_dir'"),
-        (["a.py", "--seed=1", "b.py"], "unexpected argument 'b.py'"),
+        (["a.py", "-workdir=runs"], "unexpected argument '-workdir=runs'"),
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments, message, ran, tmp_path, capsys):
     with pytest.raises(SystemExit):
         local.main([*arguments, f"--workdir={tmp_path}"])
     assert message in capsys.readouterr().err and not ran
+
+
+def test_flags_may_stand_anywhere_and_hold_spaces(ran, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mean, data = "--config.backbone.mean=(0.5, 0.5)", f"--data_dir={tmp_path}/d n"
+    assert local.main(["a.py", mean, "b.py", "--seeds", "0", "1", data, "--workdir=~/runs"]) == 0
+    folders = [f"--workdir={tmp_path}/runs/{name}_seed{seed}" for name in "ab" for seed in (0, 1)]
+    assert [command[4] for command in ran[:-1]] == folders
+    assert all(command[5:7] == [mean, data] for command in ran[:-1])
+    assert ran[-1][2:] == ["mediax.report", f"{tmp_path}/runs", f"--out={tmp_path}/runs/report"]
 
 
 def test_the_nine_exercises(ran, tmp_path, capsys):

@@ -17,3 +17,10 @@ main.start(["mediax", "--config=configs/pneumoniamnist_convnext.py", "--workdir=
 def test_a_tuple_on_the_command_line_is_taken_once_and_dicts_are_begun():
     done = subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["(1,", "2,", "3)", "head/*:", "peak:", "0.001"], done.stderr
+
+
+def test_help_lists_the_fields_of_the_config_that_is_named():
+    command = [sys.executable, "-m", "mediax.main", "--config=configs/pneumoniamnist_convnext.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stderr  # absl's own code after a help text
+    assert "--workdir" in done.stdout

@@ -23,7 +23,7 @@ from absl import logging
 
 from mediax import builder, catalog, memory, overlap, verification
 from mediax.errors import InputError
-from mediax.files import replace_file
+from mediax.files import expanded, replace_file
 
 HERE = f"{os.sep}mediax{os.sep}"
 
@@ -74,7 +74,7 @@ def parser(data_dir: str) -> argparse.ArgumentParser:
     prepare_.add_argument("--on_corrupt", choices=("error", "skip"), default="error")
     command("verify", verify, build, data, raw)
     preview_ = command("preview", preview, build, data)
-    preview_.add_argument("--out", required=True, type=Path, help="the PNG file to write")
+    preview_.add_argument("--out", required=True, type=expanded, help="the PNG file to write")
     preview_.add_argument("--split", help="default: the first one")
     preview_.add_argument("--count", type=positive, default=24, help="images on the sheet")
     preview_.add_argument("--seed", type=int, default=0, help="of the choice of images")
@@ -83,7 +83,7 @@ def parser(data_dir: str) -> argparse.ArgumentParser:
         "names", nargs="+", metavar="NAME", help="built datasets: NAME, NAME/CONFIG or NAME/KEY=VALUE,..."
     )
     overlap_.add_argument("--near", type=int, default=overlap.NEAR, help="bits of 256 (default: %(default)s)")
-    overlap_.add_argument("--csv", type=Path, help="writes all pairs of images there")
+    overlap_.add_argument("--csv", type=expanded, help="writes all pairs of images there")
     overlap_.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="threads")
     phantom_ = command("phantom", write_phantom)
     phantom_.add_argument("name", help="a dataset")
@@ -277,7 +277,7 @@ def find_overlap(arguments, options) -> None:
 def write_phantom(arguments, options) -> None:
     """Writes generated raw data in the layout of a dataset."""
     module = catalog.load("datasets", arguments.name)
-    valid = list(inspect.signature(module.phantom).parameters)[1:]
+    valid = dict(list(inspect.signature(module.phantom).parameters.items())[1:])
     values = {}
     for option in options:
         name, assigned, value = option.removeprefix("--").partition("=")
@@ -288,11 +288,19 @@ def write_phantom(arguments, options) -> None:
                 f"the phantom of {arguments.name} has no option {name!r}: {catalog.suggestion(name, valid)}"
             )
         values[name] = literal(value)
+        _check_number(f"the phantom of {arguments.name}: {option}", values[name], valid[name].default)
     root = arguments.folder.expanduser() / arguments.name
     if root.exists() and any(root.iterdir()):
         raise InputError(f"{root} exists and is not empty; remove it or choose another folder")
     module.phantom(root, **values)
     print(f"{root}: build it with `prepare {arguments.name} --manual_dir {arguments.folder}`")
+
+
+def _check_number(where: str, value: Any, default: Any) -> None:
+    """Raises InputError where the default is a number, or True or False, and the value is another kind of thing."""
+    kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(type(default))
+    if kinds and value is not None and type(value) not in kinds:
+        raise InputError(f"{where}: expected a value like the default, {default!r}")
 
 
 def config_of(values: Sequence[str]) -> str | dict[str, Any] | None:

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from mediax import catalog, pretrained
 from mediax.errors import InputError
-from mediax.files import replace_file
+from mediax.files import expanded, replace_file
 
 SECONDS = 60  # without an answer after which a download ends
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     list_.set_defaults(run=list_files)
     convert_ = commands.add_parser("convert", help=convert.__doc__.splitlines()[0])
     convert_.add_argument("source", help="a file, a URL, or a file's name in the list, which is then downloaded")
-    convert_.add_argument("--to", required=True, type=Path, metavar="DIR", help="where FILE.safetensors is written")
+    convert_.add_argument("--to", required=True, type=expanded, metavar="DIR", help="where FILE.safetensors is written")
     convert_.add_argument("--backbone", default="", help="default: the one whose names the file has")
     convert_.add_argument("--head", default="", help="default: the one whose names the file has, if any")
     convert_.add_argument("--incomplete", action="store_true", help="write a file that lacks tensors of its backbone")

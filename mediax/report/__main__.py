@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mediax import comparison
 from mediax.errors import InputError
+from mediax.files import expanded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     top = argparse.ArgumentParser(prog="python -m mediax.report", description=__doc__, allow_abbrev=False)
-    top.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, or folders that hold some")
-    top.add_argument("--out", required=True, type=Path, metavar="DIR", help="where report.html and report.md go")
+    top.add_argument(
+        "runs", nargs="+", type=expanded, metavar="RUNS", help="folders of runs, or folders that hold some"
+    )
+    top.add_argument("--out", required=True, type=expanded, metavar="DIR", help="where report.html and report.md go")
     return top
 
 
