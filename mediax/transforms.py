@@ -384,20 +384,21 @@ def subtract_local_mean(
     *,
     sigma: Annotated[float, _number(1e-3, 1)] = 1 / 30,
     strength: Annotated[float, _number(0, 100)] = 4.0,
-    outside: Annotated[float, _number(0, 1)] = 0.5,
 ) -> np.ndarray:
-    """Evens out colour and light of a fundus photograph: 0.5 + `strength` (image - local mean), clipped to [0,1].
+    """Evens out colour and light of a fundus photograph: grey + `strength` (image - local mean), clipped to [0,1].
 
     The local mean is Gaussian, with `sigma` times the radius of the field of view, and over pixels in view alone, so
-    that it needs no rim cut off; out of view the image is `outside`. After B. Graham, "Kaggle diabetic retinopathy
-    detection competition report" (2015).
+    that it needs no rim cut off; out of view the image is grey: 128 of 255. After B. Graham, "Kaggle diabetic
+    retinopathy detection competition report" (2015).
     """
-    seen = (field_of_view != 0)[..., None]
-    view = seen.astype(np.float32)
+    view = (field_of_view != 0).astype(np.float32)[..., None]
     radius = max(view.any(axis=0).sum(), view.any(axis=1).sum()) / 2
     deviation = max(sigma * radius, 0.1)  # cv2 takes 0 as "not given".
     mean = _blur(image * view, deviation) / np.maximum(_blur(view, deviation), 1e-6)
-    return np.where(seen, (0.5 + np.float32(strength) * (image - mean)).clip(0.0, 1.0), np.float32(outside))
+    # Not 0.5: a network without published weights would subtract it, and where nothing but zeros is left (a black or
+    # white photograph) the gradients of LayerNorms explode.
+    grey = np.float32(128 / 255)
+    return (grey + np.float32(strength) * (image - mean) * view).clip(0.0, 1.0)
 
 
 def reduce_bit_depth(
