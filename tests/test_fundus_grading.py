@@ -56,12 +56,12 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.slow  # three minutes each
+@pytest.mark.slow  # four to ten minutes each
 @pytest.mark.parametrize("model", ["convnext", "swin", "dinov2"])
 def test_it_learns_the_grades_of_the_phantom(model, data, tmp_path):
-    """In 150 steps the quadratic weighted kappa comes far above that of the most frequent grade, which is 0."""
+    """In 220 of its 300 steps the quadratic weighted kappa comes far above that of the most frequent grade, 0."""
     config = _config(f"{model},pairs,phantom")
-    config |= {"steps": 150, "evaluate_every": 150, "checkpoint_every": 150, "resamples": 0}
+    config |= {"steps": 220, "evaluate_every": 220, "checkpoint_every": 220, "resamples": 0}
     folders = experiment.Folders(None, data, tmp_path)
     run.run(experiment.complete(config), folders, mode="train", arguments=[])
     results = json.loads((tmp_path / "results.json").read_text())["results"]
