@@ -372,11 +372,9 @@ def compose(config: Mapping[str, Any], folders: Folders) -> Training:
 def _with_plain_path(config: dict[str, Any]) -> dict[str, Any]:
     """Writes where the backbone starts from without `~` and a last slash, so that it is resumed with either."""
     spec = config["backbone"]
-    return (
-        config | {"backbone": spec | {"pretrained": str(expanded(spec["pretrained"]))}}
-        if spec["pretrained"]
-        else config
-    )
+    if not spec["pretrained"]:
+        return config
+    return config | {"backbone": spec | {"pretrained": str(expanded(spec["pretrained"]))}}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def test_a_tuple_on_the_command_line_is_taken_once_and_dicts_are_begun():
     assert done.stdout.split() == ["(1,", "2,", "3)", "head/*:", "peak:", "0.001"], done.stderr
 
 
-def test_help_lists_the_fields_of_the_config_that_is_named():
+def test_help_is_given_beside_a_config_too():
     command = [sys.executable, "-m", "mediax.main", "--config=configs/pneumoniamnist_convnext.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stderr  # absl's own code after a help text
